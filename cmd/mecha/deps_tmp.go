@@ -1,0 +1,36 @@
+//go:build depstmp
+
+package main
+
+import (
+	_ "github.com/dapr/dapr/pkg/proto/common/v1"
+	_ "github.com/dapr/dapr/pkg/proto/runtime/v1"
+	_ "github.com/dapr/go-sdk/client"
+	_ "github.com/fsnotify/fsnotify"
+	_ "github.com/google/cel-go/cel"
+	_ "github.com/google/go-cmp/cmp"
+	_ "github.com/google/uuid"
+	_ "github.com/hashicorp/mdns"
+	_ "github.com/lestrrat-go/jwx/v3/jwt"
+	_ "github.com/miekg/dns"
+	_ "github.com/nats-io/nats-server/v2/server"
+	_ "github.com/nats-io/nats.go"
+	_ "github.com/nats-io/nats.go/jetstream"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/spf13/cobra"
+	_ "github.com/spf13/pflag"
+	_ "go.opentelemetry.io/otel"
+	_ "go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	_ "go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	_ "go.opentelemetry.io/otel/exporters/zipkin"
+	_ "go.opentelemetry.io/otel/sdk/trace"
+	_ "go.uber.org/goleak"
+	_ "golang.org/x/net/http2"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/sys/unix"
+	_ "golang.org/x/time/rate"
+	_ "google.golang.org/grpc"
+	_ "google.golang.org/protobuf/proto"
+	_ "gopkg.in/yaml.v3"
+	_ "modernc.org/sqlite"
+)

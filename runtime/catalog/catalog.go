@@ -1,0 +1,128 @@
+// Package catalog holds the live component instances of a sidecar by name.
+//
+// A service looks a component up and gets a Handle: the instance together with its policy
+// target. There is no other way to a component, so no call can miss its policy. Instances are
+// swapped by pointer (hot reload builds the new one beside the old, swaps, lets calls in
+// flight end, closes the old). Opening components is in open.go; start at Store.
+package catalog
+
+import (
+	"context"
+	"sort"
+	"sync"
+	"sync/atomic"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/call"
+)
+
+// Status is where a component is in its life.
+type Status uint8
+
+const (
+	// Starting components are connecting; calls to them wait for the outcome.
+	Starting Status = iota
+	// Ready components answered.
+	Ready
+	// Failed components could not be initialised and ignoreErrors is set; they are as if
+	// never declared.
+	Failed
+)
+
+// Info is what is known about a component whatever its block.
+type Info struct {
+	Name    string
+	Type    string // "state.redis"
+	Version string // as written in the resource
+	// Raw is the component's metadata with secrets already masked out, for settings that the
+	// services read themselves (key prefix, scopes). Keys are lower case.
+	Raw map[string]string
+	// Capabilities are the words shown by the metadata API.
+	Capabilities []string
+}
+
+// Handle is a component together with its policy.
+type Handle[T any] struct {
+	Info
+	Component T
+	Target    *call.Target
+}
+
+// Store holds the components of one block. The zero value is not ready; use NewStore.
+type Store[T block.Component] struct {
+	kind  block.Kind
+	items atomic.Pointer[map[string]*Handle[T]]
+	mu    sync.Mutex // serialises changes of items
+}
+
+// NewStore makes an empty store for one block.
+func NewStore[T block.Component](kind block.Kind) *Store[T] {
+	s := &Store[T]{kind: kind}
+	s.items.Store(&map[string]*Handle[T]{})
+	return s
+}
+
+// Lookup finds a component by name. With no component of the block loaded at all the error's
+// reason is fault.NoComponents, with another name fault.NoSuchComponent.
+func (s *Store[T]) Lookup(name string) (*Handle[T], error) {
+	items := *s.items.Load()
+	if h, ok := items[name]; ok {
+		return h, nil
+	}
+	if len(items) == 0 {
+		return nil, fault.New("catalog.Lookup", fault.NotReady, "no %s component is configured", s.kind).With(fault.NoComponents)
+	}
+	return nil, fault.New("catalog.Lookup", fault.NotFound, "%s component %q is not configured", s.kind, name).With(fault.NoSuchComponent)
+}
+
+// List returns the handles sorted by name.
+func (s *Store[T]) List() []*Handle[T] {
+	items := *s.items.Load()
+	out := make([]*Handle[T], 0, len(items))
+	for _, h := range items {
+		out = append(out, h)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}
+
+// Put adds or replaces a component and returns the one it replaced, which the caller drains
+// and closes.
+func (s *Store[T]) Put(h *Handle[T]) (old *Handle[T]) {
+	s.change(func(m map[string]*Handle[T]) { old, m[h.Name] = m[h.Name], h })
+	return old
+}
+
+// Remove takes a component out and returns it; nil when there was none.
+func (s *Store[T]) Remove(name string) (old *Handle[T]) {
+	s.change(func(m map[string]*Handle[T]) {
+		old = m[name]
+		delete(m, name)
+	})
+	return old
+}
+
+// Close closes every component and empties the store. All are closed even if some fail; the
+// first error is returned.
+func (s *Store[T]) Close(ctx context.Context) error {
+	var first error
+	for _, h := range s.List() {
+		s.Remove(h.Name)
+		if err := h.Component.Close(ctx); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+func (s *Store[T]) change(f func(map[string]*Handle[T])) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := make(map[string]*Handle[T], len(*s.items.Load())+1)
+	for k, v := range *s.items.Load() {
+		next[k] = v
+	}
+	f(next)
+	s.items.Store(&next)
+}
