@@ -1,0 +1,160 @@
+// Package state is the deciding half of the state block: it checks requests as Dapr does,
+// scopes keys to the app, reads TTL and concurrency options, splits requests of several items
+// into what the store can do, and runs every store operation as one call under the store's
+// policy.
+//
+// It leaves to the edges: parsing bodies, choosing status codes, quoting values. It leaves to
+// the backends: storing bytes. Values are opaque bytes here, with one exception: an item whose
+// metadata says contentType application/json must hold valid JSON.
+//
+// Start at Service. Keys and their prefixes are in keys.go, the reading of items in items.go,
+// requests of several items in many.go, transactions in transact.go.
+//
+// # Errors
+//
+// Every error is a *fault.Error. Where the code alone does not say which answer a wire owes,
+// the reason does:
+//
+//	NotReady,   fault.NoComponents     no state store is configured
+//	NotFound,   fault.NoSuchComponent  another name
+//	Invalid,    fault.IllegalKey       the key contains "||"
+//	Invalid,    fault.EmptyName        a save without a key
+//	Invalid,    fault.BadMetadata      ttlInSeconds is not an integer, or below -1
+//	Invalid,    BadOption              unknown concurrency or consistency model
+//	Invalid,    BadValue               contentType says JSON and the value is not
+//	Invalid,    BadPrefix              the store's keyPrefix cannot be used
+//	Invalid,    fault.BadOperation     a transaction step that is neither upsert nor delete
+//	Invalid,    fault.TooManyOps       more steps than the store takes; the cause is *LimitError
+//	Unsupported, fault.NoTransactions  the store has no transactions
+//	Unsupported, fault.NoQuery         the store cannot be queried
+//	Conflict                           an etag or first-write did not hold
+//	BadEtag                            the etag cannot be this store's
+//
+// On saves and deletes Dapr answers 500 to Invalid errors other than IllegalKey and EmptyName.
+package state
+
+import (
+	"context"
+	"time"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/call"
+	"github.com/mecha-project/mecha/runtime/catalog"
+	"github.com/mecha-project/mecha/runtime/identity"
+)
+
+// Reasons of this block's own.
+const (
+	BadOption fault.Reason = "bad_option"
+	BadValue  fault.Reason = "bad_value"
+	BadPrefix fault.Reason = "bad_key_prefix"
+)
+
+// Recorder counts store operations. operation is one of get, set, delete, bulk_get,
+// bulk_delete, transaction, query; requests refused before the store are not counted.
+type Recorder interface {
+	State(component, operation string, ok bool, took time.Duration)
+}
+
+// Service serves the state block. It is safe for concurrent use.
+type Service struct {
+	stores *catalog.Store[block.State]
+	self   identity.Self
+	rec    Recorder
+}
+
+// New makes the service. rec may be nil.
+func New(stores *catalog.Store[block.State], self identity.Self, rec Recorder) *Service {
+	return &Service{stores: stores, self: self, rec: rec}
+}
+
+// ReadOptions are options of a read. Consistency "strong" asks the store for a read that sees
+// every acknowledged write; as in Dapr anything else, known or not, is an eventual read.
+type ReadOptions struct {
+	Consistency string
+}
+
+func (o ReadOptions) read() block.StateRead {
+	return block.StateRead{Strong: o.Consistency == strong}
+}
+
+// Check tells whether the store exists. Edges call it before they parse a body, because an
+// unknown store wins over a malformed request.
+func (s *Service) Check(store string) error {
+	_, err := s.stores.Lookup(store)
+	return err
+}
+
+// Get reads one key. A missing or expired key is not an error: Exists is false. The item
+// carries the key as the caller wrote it.
+func (s *Service) Get(ctx context.Context, store, key string, opts ReadOptions) (block.StateItem, error) {
+	h, err := s.stores.Lookup(store)
+	if err != nil {
+		return block.StateItem{}, err
+	}
+	full, err := s.scope(h.Info, key)
+	if err != nil {
+		return block.StateItem{}, err
+	}
+	start := time.Now()
+	desc := call.Desc{Op: "get", Resource: key, Safety: call.Safe}
+	item, err := call.Do(ctx, h.Target, desc, func(ctx context.Context) (block.StateItem, error) {
+		return h.Component.Get(ctx, full, opts.read())
+	})
+	s.record(store, "get", start, err)
+	item.Key = key
+	return item, err
+}
+
+// Delete removes one key, conditionally when the item has an etag. Value is ignored.
+func (s *Service) Delete(ctx context.Context, store string, item Item) error {
+	h, err := s.stores.Lookup(store)
+	if err != nil {
+		return err
+	}
+	d, err := s.removal(h.Info, item)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	desc := call.Desc{Op: "delete", Resource: item.Key, Safety: safety(d.ETag != "")}
+	_, err = call.Do(ctx, h.Target, desc, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, h.Component.Delete(ctx, d)
+	})
+	s.record(store, "delete", start, err)
+	return err
+}
+
+// Query refuses: no store here has a query language, and a prefix scan is not one. The store
+// is looked up first, so that an unknown name gets its own error.
+func (s *Service) Query(_ context.Context, store string, _ []byte) error {
+	if _, err := s.stores.Lookup(store); err != nil {
+		return err
+	}
+	return fault.New("state.Query", fault.Unsupported,
+		"state store %s doesn't support querying", store).With(fault.NoQuery)
+}
+
+// ItemMetadata is what a read reports beside value and etag: ttlExpireTime (RFC 3339, UTC,
+// whole seconds) when the item expires, else nil.
+func ItemMetadata(item block.StateItem) map[string]string {
+	if !item.Exists || item.Expires.IsZero() {
+		return nil
+	}
+	return map[string]string{"ttlExpireTime": item.Expires.UTC().Format(time.RFC3339)}
+}
+
+func (s *Service) record(store, op string, start time.Time, err error) {
+	if s.rec != nil {
+		s.rec.State(store, op, err == nil, time.Since(start))
+	}
+}
+
+// safety is what repeating a single write can do.
+func safety(conditional bool) call.Safety {
+	if conditional {
+		return call.Conditional
+	}
+	return call.Idempotent
+}
