@@ -1,0 +1,3 @@
+package hostdir_test
+
+const hearsOfKills = true

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package hostdir_test
+
+const hearsOfKills = false
