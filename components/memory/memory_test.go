@@ -1,0 +1,224 @@
+package memory_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/block/blocktest"
+	"github.com/mecha-project/mecha/components/conf"
+	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/components/memory"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func openState(t testing.TB, c *memory.StateConfig) block.State {
+	t.Helper()
+	s, err := memory.NewState(block.Env{}, c)
+	if err != nil {
+		t.Fatalf("NewState: %v", err)
+	}
+	return s
+}
+
+func TestState(t *testing.T) {
+	blocktest.State(t, func(t *testing.T) block.State { return openState(t, memory.DefaultStateConfig()) })
+}
+
+func TestPubSub(t *testing.T) {
+	blocktest.PubSub(t, func(*testing.T) func() block.PubSub {
+		hub := memory.NewHub(nil)
+		return func() block.PubSub { return hub.PubSub() }
+	})
+}
+
+func TestBackendParts(t *testing.T) {
+	set, err := block.NewSet(memory.Backend())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, typ := range []string{"state.in-memory", "pubsub.in-memory"} {
+		part, ok := set.Find(typ, "v1")
+		if !ok {
+			t.Fatalf("no part for %s", typ)
+		}
+		cfg := part.Config()
+		if f := conf.Decode(nil, cfg); f.Err() != nil {
+			t.Errorf("%s: the defaults are refused: %v", typ, f.Err())
+		}
+		c, err := part.Open(block.Env{}, cfg)
+		if err != nil {
+			t.Fatalf("%s: %v", typ, err)
+		}
+		if err := c.Ping(t.Context()); err != nil {
+			t.Errorf("%s: Ping: %v", typ, err)
+		}
+		_ = c.Close(t.Context())
+	}
+}
+
+func TestConfigIsValidated(t *testing.T) {
+	for name, items := range map[string][]conf.Item{
+		"messages": conf.Items("maxMessages", "0"), "bytes": conf.Items("maxBytes", "0"), "history": conf.Items("history", "-1"),
+	} {
+		if conf.Decode(items, memory.DefaultPubSubConfig()).Err() == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if conf.Decode(conf.Items("maxBytes", "-1"), memory.DefaultStateConfig()).Err() == nil {
+		t.Errorf("negative maxBytes of a store: accepted")
+	}
+}
+
+// Expired items leave memory by themselves, and a store where nothing can expire has no timer
+// at all: a synctest bubble with a live timer would let time jump to it.
+func TestExpiryFreesMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openState(t, &memory.StateConfig{MaxBytes: 4 << 10})
+		ctx := context.Background()
+		set := func(key string, ttl time.Duration) error {
+			return s.Set(ctx, block.StateWrite{Key: key, Value: make([]byte, 1000), TTL: ttl})
+		}
+		for i := range 3 {
+			if err := set(fmt.Sprint(i), time.Duration(i+1)*time.Minute); err != nil {
+				t.Fatalf("Set: %v", err)
+			}
+		}
+		if err := set("more", 0); fault.Of(err) != fault.Exhausted {
+			t.Fatalf("Set in a full store: %v, want exhausted", err)
+		}
+		if item, _ := s.Get(ctx, "more", block.StateRead{}); item.Exists {
+			t.Errorf("the refused write is stored")
+		}
+		time.Sleep(time.Minute + time.Second)
+		synctest.Wait()
+		if err := set("more", 0); err != nil {
+			t.Errorf("Set after an expiry: %v", err)
+		}
+		if err := s.Delete(ctx, block.StateDelete{Key: "1"}); err != nil {
+			t.Errorf("Delete in a full store: %v", err)
+		}
+		_ = s.Close(ctx)
+	})
+}
+
+func TestTransactionBeyondTheBoundChangesNothing(t *testing.T) {
+	s := openState(t, &memory.StateConfig{MaxBytes: 4 << 10})
+	tx, _ := s.(block.StateTx)
+	ctx := t.Context()
+	op := func(key string, n int) block.StateOp {
+		return block.StateOp{StateWrite: block.StateWrite{Key: key, Value: make([]byte, n), TTL: time.Hour}}
+	}
+	if err := tx.Transact(ctx, []block.StateOp{op("a", 100)}); err != nil {
+		t.Fatal(err)
+	}
+	before, _ := s.Get(ctx, "a", block.StateRead{})
+	err := tx.Transact(ctx, []block.StateOp{op("a", 10), op("b", 10), {Delete: true, StateWrite: block.StateWrite{Key: "a"}}, op("c", 8000)})
+	if fault.Of(err) != fault.Exhausted {
+		t.Fatalf("Transact: %v, want exhausted", err)
+	}
+	after, _ := s.Get(ctx, "a", block.StateRead{})
+	if after.ETag != before.ETag || !after.Expires.Equal(before.Expires) {
+		t.Errorf("a changed from %+v to %+v", before, after)
+	}
+	if b, _ := s.Get(ctx, "b", block.StateRead{}); b.Exists {
+		t.Errorf("b is stored")
+	}
+}
+
+func message(topic, body string) []block.Message {
+	return []block.Message{{Topic: topic, Data: []byte(body)}}
+}
+
+func TestTopicIsBounded(t *testing.T) {
+	hub := memory.NewHub(&memory.PubSubConfig{MaxMessages: 10, MaxBytes: conf.MiB, History: 4})
+	p := hub.PubSub()
+	ctx := t.Context()
+	for i := range 50 { // nobody reads: the oldest are dropped, nobody is refused
+		if errs := p.Publish(ctx, message("t", fmt.Sprint(i))); errs != nil {
+			t.Fatalf("publish %d: %v", i, errs)
+		}
+	}
+	consume := func(group string, n int) (bodies []string) {
+		cctx, stop := context.WithCancel(ctx)
+		defer stop()
+		_ = p.Consume(cctx, block.ConsumeOptions{Topic: "t", Group: group, MaxInFlight: 1}, func(d block.Delivery) {
+			bodies = append(bodies, string(d.Data))
+			d.Ack()
+			if len(bodies) == n {
+				stop()
+			}
+		})
+		return bodies
+	}
+	if got := consume("g", 4); got[0] != "46" {
+		t.Errorf("the oldest message kept is %s, want 46 (history 4)", got[0])
+	}
+	// g is there now, and what it has not consumed is never dropped.
+	published := 0
+	var err error
+	for ; err == nil && published < 100; published++ {
+		if errs := p.Publish(ctx, message("t", fmt.Sprint("g", published))); errs != nil {
+			err = errs[0]
+		}
+	}
+	if fault.Of(err) != fault.Exhausted {
+		t.Fatalf("a full topic answers %v, want exhausted", err)
+	}
+	if got := consume("g", published-1); got[0] != "g0" || got[len(got)-1] != fmt.Sprint("g", published-2) {
+		t.Errorf("g got %v, want every accepted message", got)
+	}
+	if errs := p.Publish(ctx, message("t", "again")); errs != nil {
+		t.Errorf("publish after consuming: %v", errs)
+	}
+	if errs := p.Publish(ctx, []block.Message{{Topic: "big", Data: make([]byte, 2<<20)}}); fault.Of(errs[0]) != fault.Exhausted {
+		t.Errorf("a message over the bound: %v, want exhausted", errs)
+	}
+	_ = p.Close(ctx)
+}
+
+func BenchmarkStateSet(b *testing.B) {
+	s := openState(b, memory.DefaultStateConfig())
+	value := make([]byte, 1024)
+	b.ReportAllocs()
+	for b.Loop() {
+		_ = s.Set(b.Context(), block.StateWrite{Key: "k", Value: value})
+	}
+}
+
+func BenchmarkStateGet(b *testing.B) {
+	s := openState(b, memory.DefaultStateConfig())
+	_ = s.Set(b.Context(), block.StateWrite{Key: "k", Value: make([]byte, 1024)})
+	b.ReportAllocs()
+	for b.Loop() {
+		_, _ = s.Get(b.Context(), "k", block.StateRead{})
+	}
+}
+
+func BenchmarkPublishDeliver(b *testing.B) {
+	p := memory.NewHub(nil).PubSub()
+	got := make(chan struct{}, 1)
+	ctx, stop := context.WithCancel(b.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = p.Consume(ctx, block.ConsumeOptions{Topic: "t", Group: "g", MaxInFlight: 16}, func(d block.Delivery) {
+			d.Ack()
+			got <- struct{}{}
+		})
+	}()
+	msg := []block.Message{{Topic: "t", Data: make([]byte, 1024)}}
+	b.ReportAllocs()
+	for b.Loop() {
+		_ = p.Publish(ctx, msg)
+		<-got
+	}
+	stop()
+	<-done
+}

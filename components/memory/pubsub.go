@@ -1,0 +1,126 @@
+package memory
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/conf"
+	"github.com/mecha-project/mecha/components/fault"
+)
+
+// PubSubConfig configures the broker. All limits hold per topic.
+type PubSubConfig struct {
+	// MaxMessages bounds the messages a topic keeps for groups that have not consumed them.
+	// Publishing beyond it is refused with "exhausted". Default 65536.
+	MaxMessages int `yaml:"maxMessages"`
+	// MaxBytes bounds their size together. Default 64Mi.
+	MaxBytes conf.ByteSize `yaml:"maxBytes"`
+	// History is how many of the last messages stay although every group is done with them,
+	// so that a group which starts late sees them. Default 1024.
+	History int `yaml:"history"`
+}
+
+// DefaultPubSubConfig returns the defaults.
+func DefaultPubSubConfig() *PubSubConfig {
+	return &PubSubConfig{MaxMessages: 1 << 16, MaxBytes: 64 * conf.MiB, History: 1024}
+}
+
+// Validate reports what cannot work.
+func (c *PubSubConfig) Validate() error {
+	var errs []error
+	if c.MaxMessages < 1 {
+		errs = append(errs, conf.Bad("maxMessages", "must be at least 1"))
+	}
+	if c.MaxBytes < 1 {
+		errs = append(errs, conf.Bad("maxBytes", "must be at least 1"))
+	}
+	if c.History < 0 {
+		errs = append(errs, conf.Bad("history", "must not be negative"))
+	}
+	return errors.Join(errs...)
+}
+
+var _ block.PubSub = (*PubSub)(nil)
+
+// PubSub is one component's access to a Hub.
+type PubSub struct {
+	hub    *Hub
+	closed chan struct{}
+	once   sync.Once
+	live   sync.WaitGroup // running Consume calls
+	mu     sync.Mutex     // orders live.Add before the Wait in Close
+}
+
+// NewPubSub opens a broker of its own.
+func NewPubSub(_ block.Env, c *PubSubConfig) (block.PubSub, error) {
+	return NewHub(c).PubSub(), nil
+}
+
+// PubSub opens a component on the hub. Closing it leaves the hub and its messages alone.
+func (h *Hub) PubSub() *PubSub {
+	return &PubSub{hub: h, closed: make(chan struct{})}
+}
+
+// Ping succeeds until Close.
+func (p *PubSub) Ping(ctx context.Context) error { return p.usable("memory.pubsub.Ping", ctx) }
+
+// Close ends running Consume calls and waits for them, as long as ctx lasts.
+func (p *PubSub) Close(ctx context.Context) error {
+	p.mu.Lock()
+	p.once.Do(func() { close(p.closed) })
+	p.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		p.live.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fault.Wrap("memory.pubsub.Close", fault.Deadline, ctx.Err())
+	}
+}
+
+// Publish appends the messages in order.
+func (p *PubSub) Publish(ctx context.Context, msgs []block.Message) []error {
+	const op fault.Op = "memory.pubsub.Publish"
+	return each(len(msgs), func(i int) error {
+		if err := p.usable(op, ctx); err != nil {
+			return err
+		}
+		return p.hub.topic(msgs[i].Topic).append(op, &msgs[i])
+	})
+}
+
+// Consume delivers messages until ctx ends. The goroutine of the caller does the delivering.
+func (p *PubSub) Consume(ctx context.Context, opts block.ConsumeOptions, deliver func(block.Delivery)) error {
+	const op fault.Op = "memory.pubsub.Consume"
+	if opts.MaxInFlight < 1 {
+		return fault.New(op, fault.Invalid, "MaxInFlight is %d, want at least 1", opts.MaxInFlight)
+	}
+	p.mu.Lock()
+	if err := p.usable(op, ctx); err != nil {
+		p.mu.Unlock()
+		return err
+	}
+	p.live.Add(1)
+	p.mu.Unlock()
+	defer p.live.Done()
+	p.hub.topic(opts.Topic).run(ctx, p.closed, opts, deliver)
+	return p.usable(op, ctx)
+}
+
+func (p *PubSub) usable(op fault.Op, ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fault.Wrap(op, fault.Canceled, err)
+	}
+	select {
+	case <-p.closed:
+		return fault.New(op, fault.Unavailable, "the in-memory broker is closed").WithSent(fault.SentNever)
+	default:
+		return nil
+	}
+}
