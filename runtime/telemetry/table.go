@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"hash/maphash"
+	"math/bits"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,22 @@ type key struct {
 func (k key) clone() key {
 	return key{strings.Clone(k.a), strings.Clone(k.b), strings.Clone(k.c), strings.Clone(k.d), k.n}
 }
+
+// hash mixes the parts of k. Most keys leave some strings empty, which is why this beats
+// hashing the whole struct. The seed keeps callers from choosing collisions.
+func (k *key) hash(seed maphash.Seed) uint64 {
+	h := uint64(k.n) * hashPrime
+	for _, s := range [...]string{k.a, k.b, k.c, k.d} {
+		h = bits.RotateLeft64(h, 23) * hashPrime
+		if s != "" {
+			h ^= maphash.String(seed, s)
+		}
+	}
+	return h ^ h>>32
+}
+
+// hashPrime spreads a number over 64 bits (2^64 divided by the golden ratio).
+const hashPrime = 0x9E3779B97F4A7C15
 
 // entry is what a table finds: the series one recording call writes. Unused fields are nil.
 type entry struct {
@@ -52,7 +69,7 @@ func (t *table) find(k key) *entry {
 	if live == nil {
 		return nil
 	}
-	h := maphash.Comparable(t.seed, k)
+	h := k.hash(t.seed)
 	for n := (*live)[h&uint64(len(*live)-1)].Load(); n != nil; n = n.next {
 		if n.hash == h && n.key == k {
 			return &n.entry
@@ -67,7 +84,7 @@ func (t *table) put(k key, e entry) *entry {
 	if live == nil || t.n >= 2*len(*live) {
 		live = t.grow(live)
 	}
-	h := maphash.Comparable(t.seed, k)
+	h := k.hash(t.seed)
 	slot := &(*live)[h&uint64(len(*live)-1)]
 	n := &node{hash: h, key: k.clone(), next: slot.Load(), entry: e}
 	slot.Store(n)
