@@ -1,0 +1,84 @@
+package link_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/mecha-project/mecha/api/link"
+)
+
+// BenchmarkUnary is one echo call over TCP loopback with both ends in this process: cpu-µs/op and
+// allocations are those of both together.
+func BenchmarkUnary(b *testing.B) {
+	for _, size := range []int{1 << 10, 64 << 10} {
+		for _, callers := range []int{1, 32} {
+			b.Run(fmt.Sprintf("%dKiB/%d", size>>10, callers), func(b *testing.B) { benchUnary(b, size, callers) })
+		}
+	}
+}
+
+func benchUnary(b *testing.B, size, callers int) {
+	c, _ := sessions(b, tcpPair, link.Config{}, link.Config{Handler: echo})
+	head, body := make([]byte, 64), make([]byte, size)
+	ctx := context.Background()
+	b.ReportAllocs()
+	b.SetBytes(int64(2 * size))
+	begin := cpuTime()
+	b.ResetTimer()
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	var wg sync.WaitGroup
+	for range callers {
+		wg.Go(func() {
+			for left.Add(-1) >= 0 {
+				if _, got, _, err := call(ctx, c, head, body); err != nil || len(got) != size {
+					b.Errorf("call: %d bytes, %v", len(got), err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	b.ReportMetric(float64((cpuTime()-begin).Microseconds())/float64(b.N), "cpu-µs/op")
+}
+
+// BenchmarkStream moves b.N MiB one way.
+func BenchmarkStream(b *testing.B) {
+	for _, piece := range []int{4 << 10, 64 << 10, 1 << 20} {
+		b.Run(fmt.Sprintf("%dKiB", piece>>10), func(b *testing.B) {
+			c, _ := sessions(b, tcpPair, link.Config{}, link.Config{Handler: func(st *link.Stream) {
+				n, _ := io.Copy(io.Discard, st)
+				_ = st.SendHead([]byte(fmt.Sprint(n)), nil, true, nil)
+			}})
+			ctx := context.Background()
+			data := bytes.Repeat([]byte("x"), piece)
+			b.SetBytes(1 << 20)
+			begin := cpuTime()
+			b.ResetTimer()
+			st, err := c.Open(ctx, nil, nil, false)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for range b.N * (1 << 20 / piece) {
+				if _, err := st.Write(data); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := st.CloseWrite(nil); err != nil {
+				b.Fatal(err)
+			}
+			head, _, _, err := st.RecvHead(ctx)
+			if want := fmt.Sprint(b.N << 20); err != nil || string(head) != want {
+				b.Fatalf("receiver counted %s, %v; want %s", head, err, want)
+			}
+			b.StopTimer()
+			b.ReportMetric(float64((cpuTime()-begin).Microseconds())/float64(b.N), "cpu-µs/op")
+		})
+	}
+}
