@@ -1,0 +1,114 @@
+package settings
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/mecha-project/mecha/components/conf"
+)
+
+// configuration checks what the decoder cannot, and refuses sections whose absence would
+// leave the user less protected than the file says: running on would be a silent lie.
+func (s *strict) configuration(c *Configuration) {
+	refuse := func(line int, key, format string, args ...any) {
+		s.add(conf.Error, line, key, "this version of Mecha does not enforce it, and would run with less protection than the file asks for: "+format, args...)
+	}
+	if m := c.MTLS; m != nil && m.Enabled {
+		refuse(m.Line, "spec.mtls.enabled", "traffic between sidecars would not be encrypted; set it to false to accept that")
+	}
+	if a := c.AccessControl; a != nil && !a.allowsAll() {
+		refuse(a.Line, "spec.accessControl", "every app could call this one; remove the section to accept that")
+	}
+	if x := c.Secrets; x != nil && len(x.Scopes) > 0 {
+		refuse(x.Line, "spec.secrets.scopes", "there are no secret stores yet; remove the section")
+	}
+	for _, list := range []struct {
+		key   string
+		rules []APIRule
+	}{{"allowed", apiRules(c, true)}, {"denied", apiRules(c, false)}} {
+		for _, r := range list.rules {
+			s.apiRule("spec.api."+list.key, r)
+		}
+	}
+	s.tracing(c.Tracing)
+	if w := c.Workflow; w != nil {
+		s.add(conf.Warning, w.Line, "spec.workflow", "workflows are not part of this version; the section has no effect")
+	}
+}
+
+// allowsAll tells whether the section permits what its absence would permit.
+func (a *AccessControl) allowsAll() bool {
+	return (a.DefaultAction == "" || strings.EqualFold(a.DefaultAction, "allow")) && len(a.Policies) == 0
+}
+
+func apiRules(c *Configuration, allowed bool) []APIRule {
+	switch {
+	case c.API == nil:
+		return nil
+	case allowed:
+		return c.API.Allowed
+	}
+	return c.API.Denied
+}
+
+func (s *strict) apiRule(key string, r APIRule) {
+	if !slices.Contains([]string{"http", "grpc"}, strings.ToLower(r.Protocol)) {
+		s.add(conf.Error, r.Line, key+".protocol", "want http or grpc, got %q; the rule would protect nothing", r.Protocol)
+	}
+	if r.Name == "" {
+		s.add(conf.Error, r.Line, key+".name", "required, but not given")
+	}
+}
+
+func (s *strict) tracing(t *Tracing) {
+	if t == nil || t.Otel == nil {
+		return
+	}
+	if p := strings.ToLower(t.Otel.Protocol); p != "" && p != "http" && p != "grpc" {
+		s.add(conf.Error, t.Otel.Line, "spec.tracing.otel.protocol", "want http or grpc, got %q", t.Otel.Protocol)
+	}
+	for i, h := range t.Otel.Headers {
+		at := fmt.Sprintf("spec.tracing.otel.headers[%d]", i)
+		if h.Name == "" {
+			s.add(conf.Error, h.Line, at, "the header has no name")
+		}
+		if h.SecretRef != nil {
+			s.add(conf.Warning, h.Line, at, "secretKeyRef cannot be resolved: this version has no secret stores; the header stays empty")
+		}
+	}
+}
+
+// flatText writes a decoded value as the text of a configuration entry.
+func flatText(v any) string {
+	switch x := v.(type) {
+	case nil:
+		return ""
+	case string:
+		return x
+	case []any:
+		parts := make([]string, len(x))
+		for i, e := range x {
+			switch e.(type) {
+			case []any, map[string]any:
+				return jsonText(v)
+			}
+			if parts[i] = flatText(e); strings.Contains(parts[i], ",") {
+				return jsonText(v)
+			}
+		}
+		return strings.Join(parts, ",")
+	case map[string]any:
+		return jsonText(v)
+	}
+	return jsonText(v)
+}
+
+func jsonText(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil { // values come from YAML and hold only what JSON can
+		return ""
+	}
+	return string(b)
+}
