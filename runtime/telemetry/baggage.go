@@ -87,7 +87,7 @@ func token(s string) bool {
 		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' {
 			continue
 		}
-		if c < '!' || c > '~' || !strings.Contains("!#$%&'*+-.^_`|~", string(rune(c))) {
+		if strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
 			return false
 		}
 	}
