@@ -1,0 +1,254 @@
+package pubsub
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/call"
+	"github.com/mecha-project/mecha/runtime/catalog"
+)
+
+// A message that failed comes again after firstPause, doubled with every failure, and never
+// later than lastPause.
+const (
+	firstPause = 500 * time.Millisecond
+	lastPause  = time.Minute
+)
+
+// deadLetterTimeout bounds the copy to a dead-letter topic, as Dapr's does.
+const deadLetterTimeout = 30 * time.Second
+
+// backoff is the pause after failure n (from 1): exponential, a fifth either way at random, so
+// that messages that failed together do not come back together.
+func backoff(n int) time.Duration {
+	d := lastPause
+	if n < 8 { // 500 ms << 7 is over a minute
+		d = min(firstPause<<max(n-1, 0), lastPause)
+	}
+	return min(time.Duration(float64(d)*(0.8+0.4*rand.Float64())), lastPause)
+}
+
+// consumer is one subscription at work on one component instance.
+type consumer struct {
+	s       *Service
+	route   *route
+	h       *catalog.Handle[block.PubSub]
+	rules   *rules
+	sink    EventSink    // nil: the app takes events over HTTP
+	inbound *call.Target // policy of deliveries
+	lanes   *lanes       // nil when the subscription takes batches
+	log     *slog.Logger
+	closing func() bool // fetching has stopped for good or for now
+}
+
+// run consumes until fetch ends, then lets messages in progress finish, for as long as work
+// lasts. Messages fetched and not begun, and those cut short by work's end, stay unanswered:
+// they go back to the group when the broker's Consume returns. An early return says why the
+// broker cannot go on.
+func (c *consumer) run(fetch, work context.Context) error {
+	c.closing = func() bool { return fetch.Err() != nil }
+	consume, cancel := context.WithCancel(work)
+	defer cancel()
+	opts := block.ConsumeOptions{Topic: c.rules.prefix + c.route.sub.Topic, Group: c.rules.group,
+		MaxInFlight: c.route.sub.inFlight(c.s.opts.MaxInFlight), Metadata: c.route.sub.Metadata}
+	if opts.Group == "" {
+		opts.Group = c.s.self.App
+	}
+	var deliver func(block.Delivery)
+	var settle func() // returns when nothing is in progress
+	if c.route.sub.Bulk.Enabled {
+		b := newBatcher(&c.route.sub, func(ds []block.Delivery) {
+			defer c.survive(ds...)
+			c.handleBatch(work, ds)
+		})
+		opts.MaxInFlight = max(opts.MaxInFlight, 2*b.size)
+		deliver, settle = b.add, b.stop
+	} else {
+		c.lanes = newLanes(opts.MaxInFlight, func(j *job) time.Duration {
+			defer c.survive(j.Delivery)
+			return c.handle(work, j)
+		})
+		deliver, settle = c.lanes.add, c.lanes.stop
+	}
+	drained := make(chan struct{})
+	unhook := context.AfterFunc(fetch, func() {
+		defer close(drained)
+		settle()
+		cancel()
+	})
+	desc := call.Desc{Op: "subscribe", Resource: c.route.sub.Topic, Safety: call.Safe, Streamed: true}
+	_, err := call.Do(consume, c.h.Target, desc, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, c.h.Component.Consume(ctx, opts, deliver)
+	})
+	if unhook() {
+		settle() // Consume ended by itself
+	} else {
+		<-drained
+	}
+	return err
+}
+
+// survive keeps a defect in the handling of a message from ending the process: the message
+// comes again. Calls into the app and the broker are guarded already, by call.Do.
+func (c *consumer) survive(ds ...block.Delivery) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	c.log.Error("handling a message failed", "error", call.Panicked(p))
+	for i := range ds {
+		ds[i].Nack(lastPause) // ignored for those answered already
+	}
+}
+
+// handle sees one message through. A positive result asks for the message to be handled again
+// after that pause, its key waiting.
+func (c *consumer) handle(ctx context.Context, j *job) (again time.Duration) {
+	sub := &c.route.sub
+	a, err := read(sub, j.Delivery)
+	if err != nil {
+		return c.failed(ctx, j, err)
+	}
+	if a.expired(time.Now()) {
+		return c.discard(ctx, j, "expired")
+	}
+	path, ok, err := c.route.path(a.event)
+	switch {
+	case err != nil:
+		return c.failed(ctx, j, err)
+	case !ok:
+		return c.discard(ctx, j, "no route")
+	}
+	answer, err := c.deliver(ctx, j, a, path)
+	switch {
+	case err != nil:
+		return c.failed(ctx, j, err)
+	case answer == Drop:
+		return c.discard(ctx, j, "dropped by the app")
+	}
+	j.Ack()
+	return 0
+}
+
+// deliver gives the event to the app as one call, counting every attempt.
+func (c *consumer) deliver(ctx context.Context, j *job, a *arrival, path string) (Answer, error) {
+	topic := c.route.sub.Topic
+	desc := call.Desc{Op: "deliver", Resource: topic, Safety: call.Idempotent}
+	return call.Do(ctx, c.inbound, desc, func(ctx context.Context) (Answer, error) {
+		attempt := max(j.Attempt, 1) + j.tries
+		j.tries++
+		start := time.Now()
+		answer, err := c.once(ctx, a, path, attempt)
+		if err == nil && answer == Retry {
+			err = fault.New("pubsub.deliver", fault.Unavailable, "the app asked to send event %s of topic %s again", a.Position, topic)
+		}
+		c.count(answer, err, time.Since(start))
+		return answer, err
+	})
+}
+
+func (c *consumer) once(ctx context.Context, a *arrival, path string, attempt int) (Answer, error) {
+	if c.sink == nil {
+		return c.deliverHTTP(ctx, a, path, attempt)
+	}
+	e, err := a.decoded(&c.route.sub, path, attempt)
+	if err != nil {
+		return Retry, err
+	}
+	return c.sink.Deliver(ctx, e)
+}
+
+func (c *consumer) count(answer Answer, err error, took time.Duration) {
+	rec := c.s.opts.Recorder
+	switch {
+	case rec == nil:
+	case err != nil:
+		rec.PubSubIngress(c.h.Name, c.route.sub.Topic, "retry", "retry", took)
+	case answer == Drop:
+		rec.PubSubIngress(c.h.Name, c.route.sub.Topic, "drop", "success", took)
+	default:
+		rec.PubSubIngress(c.h.Name, c.route.sub.Topic, "success", "success", took)
+	}
+}
+
+// failed settles a message the app did not take: to the dead-letter topic if there is one,
+// else it comes again. Nothing is settled while stopping, and a message never goes to the
+// dead-letter topic because this sidecar could not reach out to the app at all.
+func (c *consumer) failed(ctx context.Context, j *job, err error) time.Duration {
+	switch {
+	case ctx.Err() != nil || c.closing():
+		return 0 // unanswered
+	case fault.Of(err) == fault.NotReady || c.route.sub.DeadLetterTopic == "":
+		return c.later(j, err)
+	}
+	return c.bury(ctx, j, err)
+}
+
+// discard settles a message nobody wants: it leaves a copy on the dead-letter topic if there
+// is one.
+func (c *consumer) discard(ctx context.Context, j *job, why string) time.Duration {
+	if c.route.sub.DeadLetterTopic == "" {
+		c.log.DebugContext(ctx, "message discarded", "why", why, "position", j.Position)
+		j.Ack()
+		return 0
+	}
+	if ctx.Err() != nil || c.closing() {
+		return 0
+	}
+	return c.bury(ctx, j, fault.New("pubsub.discard", fault.Invalid, "%s", why))
+}
+
+// bury copies a message to the dead-letter topic and acknowledges it when the copy is safe.
+func (c *consumer) bury(ctx context.Context, j *job, cause error) time.Duration {
+	start := time.Now()
+	if err := c.deadLetter(ctx, &j.Delivery); err != nil {
+		if ctx.Err() != nil {
+			return 0
+		}
+		c.log.WarnContext(ctx, "dead-letter copy failed, the message stays", "deadLetterTopic", c.route.sub.DeadLetterTopic,
+			"position", j.Position, "error", err)
+		return c.later(j, err)
+	}
+	c.log.WarnContext(ctx, "message moved to the dead-letter topic", "deadLetterTopic", c.route.sub.DeadLetterTopic,
+		"position", j.Position, "error", cause)
+	if rec := c.s.opts.Recorder; rec != nil {
+		rec.PubSubIngress(c.h.Name, c.route.sub.Topic, "drop", "drop", time.Since(start))
+	}
+	j.Ack()
+	return 0
+}
+
+// deadLetter publishes a message's bytes and metadata unchanged, with pubsubName and our mark.
+func (c *consumer) deadLetter(ctx context.Context, d *block.Delivery) error {
+	sub := &c.route.sub
+	if err := c.s.checkPublish(c.rules, sub.DeadLetterTopic); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, deadLetterTimeout)
+	defer cancel()
+	metadata := make(map[string]string, len(d.Metadata)+2)
+	for k, v := range d.Metadata {
+		metadata[k] = v
+	}
+	metadata["pubsubName"] = sub.PubSub
+	metadata[deadLetterMark] = sub.Topic
+	return c.s.append(ctx, c.h, sub.DeadLetterTopic, block.Message{
+		Topic: c.rules.prefix + sub.DeadLetterTopic, Key: d.Key, Data: d.Data, Metadata: metadata, ID: newID()})
+}
+
+// later makes a message come again. One with a key is held here, in front of its successors;
+// one without goes back to the broker, for any member of the group.
+func (c *consumer) later(j *job, cause error) time.Duration {
+	pause := backoff(max(j.Attempt, 1) + j.rounds)
+	c.log.Debug("message will be delivered again", "position", j.Position, "attempt", max(j.Attempt, 1)+j.tries, "after", pause, "error", cause)
+	if j.Key != "" && c.lanes != nil && c.lanes.mayHold(j) {
+		j.rounds++
+		return pause
+	}
+	j.Nack(pause)
+	return 0
+}
