@@ -551,3 +551,88 @@ func BenchmarkRecord(b *testing.B) {
 		})
 	}
 }
+
+// Every metric of the reference page has a call that records it, and no other appears.
+func TestEveryMetricCanBeRecorded(t *testing.T) {
+	m := newMetrics(t, telemetry.MetricsOptions{RecordErrorCodes: true})
+	m.HTTPServer("GET", "/", 200, 0, 0, 0)
+	m.HTTPClient("GET", "/", 200, 0, 0, 0)
+	m.HTTPHealthProbe(200, 0)
+	m.GRPCServer("/a/b", 0, 0, 0, 0)
+	m.GRPCClient("/a/b", 0, 0, 0, 0)
+	m.GRPCHealthProbe(0, 0)
+	m.State("a", "get", true, 0)
+	m.Configuration("a", "get", true, 0)
+	m.Secret("a", "get", true, 0)
+	m.Crypto("a", true, 0)
+	m.Conversation("a", true, 0)
+	m.OutputBinding("a", "b", true, 0)
+	m.InputBinding("a", true, 0)
+	m.PubSubEgress("a", "t", true, 0)
+	m.PubSubBulkEgress("a", "t", true, 0)
+	m.PubSubIngress("a", "t", "success", "success", 0)
+	m.PubSubBulkIngress("t", 0)
+	m.PubSubBulkIngressEvents("t", "SUCCESS", 1)
+	m.WorkflowOperation("a", "b", 0)
+	m.WorkflowExecution("a", "b", 0)
+	m.WorkflowScheduled("a", 0)
+	m.ActivityExecution("a", "b", 0)
+	m.ActivityOperation("a", "b", 0)
+	m.ComponentLoaded()
+	m.ComponentInit("a")
+	m.ComponentInitFail("a", "b", "c")
+	m.InvokeReqSent("a", "unary")
+	m.InvokeReqRecv("a")
+	m.InvokeResSent("a", "200")
+	m.InvokeResRecv("a", "200", "unary", 0)
+	m.ErrorCode("a", "b")
+	m.ActorRebalanced("a")
+	m.ActorPending("a", 1)
+	m.ActorTimers("a", 1)
+	m.ActorReminders("a", 1)
+	m.ActorReminderFired("a", true)
+	m.ActorTimerFired("a", true)
+	m.ActorTableOperation("a", "b")
+	m.ResiliencyLoaded("a", "b")
+	r := m.Resiliency(telemetry.Resiliency{})
+	r.Count(telemetry.Closed)
+	r.Activate(telemetry.Closed)
+	r.State(telemetry.Open)
+	for _, ok := range []bool{true, false} {
+		m.Job(ok, 0)
+		m.ACL("a", "b", "c", true, ok)
+		m.ACL("a", "b", "c", false, ok)
+		m.ActorDeactivated("a", ok)
+	}
+	for _, reason := range []string{"", "why"} {
+		m.MTLSInit(reason)
+		m.MTLSRotated(reason)
+		m.ActorReport("a", "b", reason)
+	}
+	families, err := telemetry.Registry(m).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := map[string]bool{}
+	for _, f := range families {
+		shown[f.GetName()] = true
+	}
+	for _, d := range telemetry.Defs() {
+		if !shown[d.Name] {
+			t.Errorf("%s was not recorded", d.Name)
+		}
+		delete(shown, d.Name)
+	}
+	for name := range shown {
+		if strings.HasPrefix(name, "dapr_") {
+			t.Errorf("%s is not in the reference", name)
+		}
+	}
+}
+
+func BenchmarkNewMetrics(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		newMetrics(b, telemetry.MetricsOptions{})
+	}
+}
