@@ -102,11 +102,26 @@ func echo(st *link.Stream) {
 	_ = st.CloseWrite(st.Trailer())
 }
 
-// call is a unary call.
+// call is a unary call. A body larger than the windows is written beside reading the answer,
+// because echo answers as it reads.
 func call(ctx context.Context, s *link.Session, head, body []byte) (rhead, rbody, trailer []byte, err error) {
-	st, err := s.Open(ctx, head, body, true)
+	var st *link.Stream
+	if len(body) <= 256<<10 {
+		st, err = s.Open(ctx, head, body, true)
+	} else {
+		st, err = s.Open(ctx, head, nil, false)
+	}
 	if err != nil {
 		return nil, nil, nil, err
+	}
+	if len(body) > 256<<10 {
+		written := make(chan error, 1)
+		go func() { written <- st.WriteFinal(body, nil) }()
+		defer func() {
+			if werr := <-written; err == nil {
+				err = werr
+			}
+		}()
 	}
 	rhead, rbody, final, err := st.RecvHead(ctx)
 	if err != nil {

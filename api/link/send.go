@@ -14,7 +14,9 @@ const opOpen fault.Op = "link.open"
 //
 // ctx governs the whole stream, not only Open: when it ends, blocked calls return and the
 // stream is reset; its deadline travels to the peer. Open itself waits only if the connection
-// is congested or first needs more credit than there is.
+// is congested or first needs more credit than there is: a first larger than the peer's
+// StreamWindow waits for a handler that reads it, so send large bodies with Write, beside
+// reading the answer.
 //
 // Errors carry fault.SentNever if the peer cannot have seen the call: fault.Unavailable on a
 // session that is over or leaving, fault.Exhausted at the peer's limit of streams,
