@@ -325,7 +325,7 @@ func LoadConfiguration(paths []string, env func(string) string) (*Configuration,
 		if env != nil {
 			data = []byte(os.Expand(string(data), env))
 		}
-		r := parseResources(path, data)
+		r := ParseResources(path, data)
 		found = append(found, r.Findings...)
 		if len(r.Configurations) == 0 && r.Findings.Err() == nil {
 			found = append(found, conf.Finding{File: path, Severity: conf.Error, Msg: "holds no Configuration resource"})

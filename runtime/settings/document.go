@@ -147,6 +147,9 @@ func syntaxFinding(file string, offset int, err error) conf.Finding {
 	if m := yamlLine.FindStringSubmatchIndex(msg); m != nil {
 		n, _ := strconv.Atoi(msg[m[2]:m[3]])
 		f.Line = offset + n
+		if strings.Contains(msg, "expected ',' or") {
+			f.Line++ // for this message the parser counts from 0
+		}
 		msg = msg[:m[0]] + msg[m[1]:]
 	}
 	f.Msg = "not valid YAML: " + strings.TrimSpace(msg)

@@ -45,7 +45,7 @@ func ParseFile(path string) *Resources {
 	if err != nil {
 		return &Resources{Findings: conf.Findings{{File: path, Msg: "cannot be read: " + cause(err), Severity: conf.Error}}}
 	}
-	return parseResources(path, data)
+	return ParseResources(path, data)
 }
 
 // listFolders names the resource files of the folders.

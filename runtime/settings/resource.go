@@ -105,9 +105,9 @@ func (s *strict) named(h *head) {
 	}
 }
 
-// parseResources reads the documents of one file. It never fails as a whole: what is wrong
+// ParseResources reads the documents of one file, whoever they are for. It never fails as a whole: what is wrong
 // is in Findings.
-func parseResources(file string, data []byte) *Resources {
+func ParseResources(file string, data []byte) *Resources {
 	docs, found := parseDocuments(file, data)
 	r := &Resources{Findings: found}
 	for _, d := range docs {

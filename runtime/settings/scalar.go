@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 
 	"gopkg.in/yaml.v3"
 )
@@ -72,7 +73,7 @@ func numberText(n *yaml.Node) (string, bool) {
 	case int, int64, uint64:
 		return fmt.Sprint(x), true
 	case float64:
-		if n.Tag == "!!int" || math.IsInf(x, 0) || math.IsNaN(x) {
+		if strings.Trim(n.Value, "+-0123456789_") == "" || math.IsInf(x, 0) || math.IsNaN(x) {
 			return n.Value, true
 		}
 		b, err := json.Marshal(x)

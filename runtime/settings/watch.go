@@ -3,6 +3,7 @@ package settings
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -184,6 +185,9 @@ func (w *Watcher) reload() (diff Diff, again time.Duration) {
 	if before == nil {
 		before = &Resources{}
 	}
+	maps.DeleteFunc(w.told, func(about string, _ conf.Findings) bool {
+		return IsResourceFile(about) && good[about] == nil && !slices.Contains(w.folders, about)
+	})
 	w.good, w.current = good, next
 	diff.compare(before, next)
 	return diff, again

@@ -1,0 +1,148 @@
+package settings_test
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/mecha-project/mecha/components/conf"
+	"github.com/mecha-project/mecha/runtime/settings"
+)
+
+const fullConfiguration = `apiVersion: dapr.io/v1alpha1
+kind: Configuration
+metadata: {name: appconfig}
+spec:
+  httpPipeline:
+    handlers:
+    - {name: limit, type: middleware.http.ratelimit, selector: {fields: [{field: a, value: b}]}}
+  appHttpPipeline: {handlers: [{name: up, type: middleware.http.uppercase}]}
+  tracing:
+    samplingRate: 1
+    stdout: true
+    zipkin: {endpointAddress: "http://localhost:9411/api/v2/spans"}
+    otel: {protocol: grpc, endpointAddress: "${OTLP}", isSecure: false, timeout: 10s, headers: [{name: k, value: v}]}
+  metric: {enabled: false, http: {increasedCardinality: false, pathMatching: [/a]}}
+  metrics:
+    recordErrorCodes: true
+    http: {pathMatching: [/b]}
+    latencyDistributionBuckets: [1, 5]
+    rules: [{name: m, labels: [{name: method, regex: {"orders/": "orders/.+"}}]}]
+  mtls: {enabled: false, workloadCertTTL: 24h}
+  accessControl: {defaultAction: allow, trustDomain: public}
+  nameResolution: {component: sqlite, version: v1, configuration: {connectionString: a.db, updateInterval: 5s, tags: [a, b], num: 3, deep: {x: 1}}}
+  features: [{name: HotReload, enabled: false}]
+  api: {allowed: [{name: state, version: v1, protocol: http}], denied: [{name: invoke, version: v1, protocol: grpc}]}
+  components: {deny: [state.redis]}
+  logging: {apiLogging: {enabled: true, obfuscateURLs: true, omitHealthChecks: true}}
+  wasm: {strictSandbox: true}
+`
+
+func TestLoadConfiguration(t *testing.T) {
+	dir := writeFiles(t, map[string]string{"a.yaml": fullConfiguration, "b.yaml": `
+apiVersion: dapr.io/v1alpha1
+kind: Configuration
+metadata: {name: second}
+spec:
+  features: [{name: X, enabled: true}]
+  tracing: {samplingRate: "0"}
+`})
+	env := func(n string) string { return map[string]string{"OTLP": "collector:4317"}[n] }
+	a := filepath.Join(dir, "a.yaml")
+	cfg, found, err := settings.LoadConfiguration([]string{a}, env)
+	if err != nil || len(found) != 0 {
+		t.Fatalf("%v, findings %v", err, found)
+	}
+	o := cfg.Tracing.Otel
+	if cfg.Tracing.SamplingRate != "1" || !cfg.Tracing.Stdout || o.EndpointAddress != "collector:4317" || o.Secure() || o.Timeout != 10*time.Second || o.Headers[0].Value.Reveal() != "v" {
+		t.Errorf("wrong tracing: %+v %+v", cfg.Tracing, o)
+	}
+	if cfg.HTTPPipeline.Handlers[0].Name != "limit" || cfg.AppHTTPPipeline.Handlers[0].Type != "middleware.http.uppercase" || !*cfg.Logging.APILogging.Enabled || !cfg.Wasm.StrictSandbox {
+		t.Errorf("wrong sections: %+v", cfg)
+	}
+	wantMetrics := settings.Metrics{RecordErrorCodes: true, PathMatching: []string{"/b"}, LatencyDistributionBuckets: []int{1, 5},
+		Rules: []settings.MetricRule{{Name: "m", Labels: []settings.MetricLabel{{Name: "method", Regex: map[string]string{"orders/": "orders/.+"}}}}}}
+	if diff := cmp.Diff(wantMetrics, cfg.Metrics()); diff != "" {
+		t.Errorf("metrics: -want +got:\n%s", diff)
+	}
+	var items []string
+	for _, it := range cfg.NameResolution.Items() {
+		items = append(items, it.Name+"="+it.Value)
+	}
+	if want := []string{"connectionString=a.db", `deep={"x":1}`, "num=3", "tags=a,b", "updateInterval=5s"}; !cmp.Equal(want, items) {
+		t.Errorf("name resolution: got %v, want %v", items, want)
+	}
+	if cfg.Feature("HotReload", true) || !cfg.Feature("Other", true) {
+		t.Error("features are read wrongly")
+	}
+
+	both, _, err := settings.LoadConfiguration([]string{a, filepath.Join(dir, "b.yaml")}, env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if both.Name != "second" || len(both.Features) != 1 || both.Features[0].Name != "X" || both.Tracing.Stdout || both.Tracing.SamplingRate != "0" {
+		t.Errorf("sections of the second file do not replace those of the first: %+v", both)
+	}
+	if both.API == nil || both.NameResolution == nil {
+		t.Error("sections absent from the second file were lost")
+	}
+}
+
+func TestConfigurationDefaults(t *testing.T) {
+	cfg, found, err := settings.LoadConfiguration(nil, nil)
+	if err != nil || len(found) != 0 {
+		t.Fatal(err, found)
+	}
+	if diff := cmp.Diff(settings.Metrics{Enabled: true, IncreasedCardinality: true}, cfg.Metrics()); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestConfigurationRefusals(t *testing.T) {
+	spec := func(s string) string {
+		return "apiVersion: dapr.io/v1alpha1\nkind: Configuration\nmetadata: {name: c}\nspec:\n  " + s + "\n"
+	}
+	for _, tc := range []struct{ name, text, want string }{
+		{"mTLS", spec("mtls: {enabled: true}"), "spec.mtls.enabled: this version of Mecha does not enforce it"},
+		{"access control that denies", spec("accessControl: {defaultAction: deny}"), "spec.accessControl: this version"},
+		{"access control with policies", spec("accessControl: {policies: [{appId: a}]}"), "spec.accessControl: this version"},
+		{"secret scopes", spec("secrets: {scopes: [{storeName: s, defaultAccess: deny}]}"), "spec.secrets.scopes: this version"},
+		{"API rule without protocol", spec("api: {denied: [{name: state, version: v1}]}"), "spec.api.denied.protocol: want http or grpc"},
+		{"wrong type", spec("features: {a: b}"), "spec.features: want a list"},
+		{"wrong protocol", spec("tracing: {otel: {protocol: tcp}}"), "spec.tracing.otel.protocol: want http or grpc"},
+		{"another kind", "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: c}\nspec: {type: a.b}\n", "holds no Configuration"},
+		{"not YAML", "a: [", "not valid YAML"},
+		{"empty", "", "holds no Configuration"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			file := filepath.Join(writeFiles(t, map[string]string{"c.yaml": tc.text}), "c.yaml")
+			_, _, err := settings.LoadConfiguration([]string{file}, nil)
+			if err == nil || !strings.HasPrefix(err.Error(), "error loading configuration: ") || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want %q", err, tc.want)
+			}
+		})
+	}
+	for _, ok := range []string{"mtls: {enabled: false}", "accessControl: {}", "accessControl: {defaultAction: Allow}", "secrets: {scopes: []}", "api: {}"} {
+		file := filepath.Join(writeFiles(t, map[string]string{"c.yaml": spec(ok)}), "c.yaml")
+		if _, _, err := settings.LoadConfiguration([]string{file}, nil); err != nil {
+			t.Errorf("%s: %v", ok, err)
+		}
+	}
+	if _, _, err := settings.LoadConfiguration([]string{"no/such.yaml"}, nil); err == nil || !strings.HasPrefix(err.Error(), "error loading configuration: ") {
+		t.Errorf("missing file: %v", err)
+	}
+}
+
+func TestConfigurationWarnings(t *testing.T) {
+	file := filepath.Join(writeFiles(t, map[string]string{"c.yaml": "apiVersion: dapr.io/v1alpha1\nkind: Configuration\nspec:\n  workflow: {maxConcurrentWorkflowInvocations: 3}\n  accesControl: {}\n"}), "c.yaml")
+	_, found, err := settings.LoadConfiguration([]string{file}, nil)
+	if err != nil || len(found) != 2 {
+		t.Fatalf("%v, findings %v", err, found)
+	}
+	if found[0].Nearest != "accessControl" || found[0].Severity != conf.Warning {
+		t.Errorf("got %v", found[0])
+	}
+}
