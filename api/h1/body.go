@@ -233,7 +233,7 @@ func (b *body) trailerLine(line []byte) error {
 	}
 	// Framing, routing and hop-by-hop fields mean nothing after the body; to heed them there
 	// would let a sender change what was already decided.
-	if name := fields[len(fields)-1].Name; owned(name, inRequest) || same(name, "Host") {
+	if name := fields[len(fields)-1].Name; owned(name, inRequest|inResponse) {
 		fields = fields[:len(fields)-1]
 	}
 	b.trailer = fields

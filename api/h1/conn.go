@@ -334,6 +334,9 @@ func (c *conn) seizeBody() {
 	_ = c.nc.SetReadDeadline(past)
 	c.bodyMu.Lock()
 	c.deadline = -1
+	if errors.Is(c.body.err, os.ErrDeadlineExceeded) {
+		c.body.err = nil // our own doing: nothing was lost, the rest may be read
+	}
 }
 
 // finishBody reads the rest of the request body when that is cheap, and reports whether the

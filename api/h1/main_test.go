@@ -3,6 +3,7 @@ package h1_test
 import (
 	"context"
 	"net"
+	"strconv"
 	"testing"
 	"time"
 
@@ -43,3 +44,10 @@ func serveWith(t testing.TB, s *h1.Server) string {
 	})
 	return ln.Addr().String()
 }
+
+// zeros is an endless body.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+func itoa(n int) string { return strconv.Itoa(n) }

@@ -314,7 +314,7 @@ func (ex *Exchange) Upgrade(fields call.Fields) (net.Conn, error) {
 	out := borrow(1 << 10)
 	defer out.release()
 	out.b = appendStatusLine(out.b, 101)
-	out.b = appendFields(out.b, fields, inUpgrade)
+	out.b = appendFields(out.b, fields, inResponse|withUpgrade)
 	out.b = append(out.b, "Connection: Upgrade\r\n\r\n"...)
 	if err := c.send(out.b, nil, nil); err != nil {
 		return nil, ex.failed(err)

@@ -99,7 +99,8 @@ func orDuration(d, otherwise time.Duration) time.Duration {
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	s.prepare()
 	if !s.open(ln) {
-		return ln.Close()
+		_ = ln.Close()
+		return nil
 	}
 	defer s.shut(ln)
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })

@@ -111,25 +111,25 @@ func EndToEnd(dst, src call.Fields) call.Fields {
 	return dst
 }
 
-// side tells which message a head belongs to when fields are written.
-type side uint8
+// place tells in which message fields are written.
+type place uint8
 
 const (
-	inRequest side = iota
+	inRequest place = 1 << iota
 	inResponse
-	inUpgrade // a 101, or a request for one: Upgrade is written
+	withUpgrade // the message is a 101, or asks for one: Upgrade is written
 )
 
 // owned reports whether a field is written by this package itself (framing, connection,
 // Date, Host) and so is dropped when a caller supplies it.
-func owned(name string, in side) bool {
+func owned(name string, in place) bool {
 	switch len(name) {
 	case 4:
-		return same(name, "Date") && in != inRequest || same(name, "Host") && in == inRequest
+		return in&inResponse != 0 && same(name, "Date") || in&inRequest != 0 && same(name, "Host")
 	case 6:
 		return same(name, "Expect")
 	case 7:
-		if in == inUpgrade && same(name, "Upgrade") {
+		if in&withUpgrade != 0 && same(name, "Upgrade") {
 			return false
 		}
 	case 14:
@@ -141,7 +141,7 @@ func owned(name string, in side) bool {
 }
 
 // appendFields writes fields, dropping owned ones and names that are not tokens.
-func appendFields(b []byte, fields call.Fields, in side) []byte {
+func appendFields(b []byte, fields call.Fields, in place) []byte {
 	for i := range fields {
 		if owned(fields[i].Name, in) {
 			continue
