@@ -11,6 +11,7 @@ import (
 
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/telemetry"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
 )
 
@@ -635,4 +636,24 @@ func BenchmarkNewMetrics(b *testing.B) {
 	for b.Loop() {
 		newMetrics(b, telemetry.MetricsOptions{})
 	}
+}
+
+// FuzzPaths: whatever path a caller sends, recording works and the scrape stays valid.
+func FuzzPaths(f *testing.F) {
+	for _, s := range []string{"/v1.0/actors/Cart/17/method/add", "/v1.0/workflows/dapr/a/raiseEvent/e", "actors/T/1/x", "/v1.0//", "/orders/\xff", ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, path string) {
+		m := newMetrics(t, telemetry.MetricsOptions{PathMatching: []string{"/orders/{id}", "/files/", "/v1.0/{rest...}"}})
+		plain := newMetrics(t, telemetry.MetricsOptions{})
+		for _, m := range []*telemetry.Metrics{m, plain} {
+			m.HTTPServer(path, path, 200, 0, 0, 0)
+			m.HTTPClient(path, path, 200, 0, 0, 0)
+			r := prometheus.NewRegistry()
+			r.MustRegister(m)
+			if _, err := r.Gather(); err != nil {
+				t.Fatalf("path %q: %v", path, err)
+			}
+		}
+	})
 }
