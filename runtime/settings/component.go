@@ -2,6 +2,7 @@ package settings
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -153,6 +154,9 @@ type Expansion struct {
 // Items gives the metadata as the backend is to see it: tokens expanded, references
 // resolved. {uuid} is new on every call. An Error finding means the component cannot be
 // opened; warnings tell of references that stay empty.
+//
+// A reference that stays empty is an Error where the value would have protected something
+// (topic scopes), and so is what this version cannot do for it (encryption of state).
 func (c *Component) Items(x Expansion) ([]conf.Item, conf.Findings) {
 	var found conf.Findings
 	items := make([]conf.Item, 0, len(c.Metadata))
@@ -170,16 +174,29 @@ func (c *Component) Items(x Expansion) ([]conf.Item, conf.Findings) {
 		case e.SecretRef != nil:
 			x.secret(c.SecretStore, e.SecretRef, &it, note)
 		case e.EnvRef != "" && e.Value == "":
-			it.Secret = true // environments hold passwords as often as not
-			if !envAllowed(e.EnvRef, x.env("DAPR_ENV_KEYS")) {
-				note(conf.Warning, "Component %s references an env variable that isn't allowed: %s", c.Name, e.EnvRef)
-				break
-			}
-			it.Value = x.env(e.EnvRef)
+			x.variable(c, e.EnvRef, &it, note)
+		}
+		if (e.SecretRef != nil || e.EnvRef != "") && it.Value == "" && conf.Protective(e.Name) {
+			note(conf.Error, "the reference gives no value, and without it the component would be less protected than written")
+		}
+		if strings.HasSuffix(strings.ToLower(e.Name), "encryptionkey") && c.Category() == "state" {
+			note(conf.Error, "this version of Mecha does not encrypt state, and would store it in clear; remove the key to accept that")
 		}
 		items = append(items, it)
 	}
 	return items, found
+}
+
+// variable resolves a reference to the sidecar's environment.
+func (x *Expansion) variable(c *Component, name string, it *conf.Item, note func(conf.Severity, string, ...any)) {
+	// Environments hold passwords as often as not. What the services read is none, and they
+	// must see it.
+	it.Secret = !slices.ContainsFunc(conf.ServiceKeys(c.Category()), func(k string) bool { return strings.EqualFold(k, it.Name) })
+	if !envAllowed(name, x.env("DAPR_ENV_KEYS")) {
+		note(conf.Warning, "Component %s references an env variable that isn't allowed: %s", c.Name, name)
+		return
+	}
+	it.Value = x.env(name)
 }
 
 func (x *Expansion) env(name string) string {

@@ -17,19 +17,22 @@ type ExitError struct {
 	Code int // 0 when only the usage was asked for, 1 for settings that contradict each other, 2 for a wrong command line
 	// Usage says that the list of flags belongs after the message.
 	Usage bool
-	Err   error // nil when only the usage was asked for
+	Err   error // nil when all has been said
 }
 
 // Error is the reason without the usage.
 func (e *ExitError) Error() string {
 	if e.Err == nil {
-		return "usage requested"
+		return ""
 	}
 	return e.Err.Error()
 }
 
 // Unwrap gives the reason to errors.Is and errors.As.
 func (e *ExitError) Unwrap() error { return e.Err }
+
+// ExitCode is what the process should exit with.
+func (e *ExitError) ExitCode() int { return e.Code }
 
 // Print writes the reason, and the usage if it belongs there, as the program's last words.
 func (e *ExitError) Print(w io.Writer, program string) {

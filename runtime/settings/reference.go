@@ -82,7 +82,11 @@ These ask for protection that this version does not give. Ignoring them would le
 | Configuration | ` + "`spec.accessControl`" + ` with policies or a default action other than ` + "`allow`" + ` | every app may call this one |
 | Configuration | ` + "`spec.secrets.scopes`" + `, not empty | there are no secret stores yet |
 | Configuration | ` + "`spec.api`" + ` rules with a protocol other than ` + "`http` or `grpc`" + ` | the rule hides nothing |
+| Component | ` + "`primaryEncryptionKey`, `secondaryEncryptionKey`" + ` of a state store | state is stored in clear |
+| Component | topic scopes (` + "`allowedTopics`, `protectedTopics`, `publishingScopes`, `subscriptionScopes`" + `) from a reference that gives nothing | every app may use every topic |
 | Configuration | a file that is missing or has errors | half of the rules |
+
+A component that is refused is left out instead when it has ` + "`ignoreErrors: true`" + `.
 
 Only a warning: Resiliency resources (read and checked, not applied yet), ` + "`spec.workflow`" + `, unknown fields (with the
 nearest known name), ` + "`secretKeyRef`" + ` (the value stays empty until there are secret stores), ` + "`--mode kubernetes`" + `

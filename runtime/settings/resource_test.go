@@ -406,6 +406,29 @@ auth: {secretStore: st}
 	}
 }
 
+func TestItemsThatProtect(t *testing.T) {
+	for _, tc := range []struct{ name, typ, entry, want string }{
+		{"scopes from an unset variable", "pubsub.x", "{name: publishingScopes, envRef: UNSET}", "less protected than written"},
+		{"scopes from a forbidden variable", "pubsub.x", "{name: ALLOWEDTOPICS, envRef: DAPR_X}", "less protected than written"},
+		{"scopes from a secret", "pubsub.x", "{name: protectedTopics, secretKeyRef: {name: s}}", "less protected than written"},
+		{"encryption", "state.x", "{name: primaryEncryptionKey, value: 00}", "does not encrypt state"},
+		{"scopes from a variable", "pubsub.x", "{name: subscriptionScopes, envRef: SCOPES}", ""},
+		{"no scopes on purpose", "pubsub.x", "{name: subscriptionScopes, value: \"\"}", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := settings.ParseResources("f", []byte("apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: c}\nspec: {type: "+tc.typ+", metadata: ["+tc.entry+"]}\n"))
+			items, found := r.Components[0].Items(settings.Expansion{AppID: "a", Env: environment(map[string]string{"SCOPES": "a=t", "DAPR_X": "t"})})
+			err := found.Err()
+			if (err != nil) != (tc.want != "") || (err != nil && !strings.Contains(err.Error(), tc.want)) {
+				t.Errorf("got %v, want %q", err, tc.want)
+			}
+			if tc.name == "scopes from a variable" && (items[0].Secret || items[0].Value != "a=t") {
+				t.Errorf("the service cannot see %+v", items[0])
+			}
+		})
+	}
+}
+
 func TestDeniedComponents(t *testing.T) {
 	cfg := settings.Configuration{Components: &settings.ComponentRules{Deny: []string{"state.redis/v1", "pubsub.kafka", "state.pg/v2"}}}
 	for name, tc := range map[string]struct {
