@@ -64,7 +64,7 @@ func BindFlags(fs *pflag.FlagSet) *Flags {
 	fs.StringVar(&a.ReadBufferSize, "read-buffer-size", "", "largest request head, such as 4Ki (default 4Ki)")
 	fs.StringVar(&f.placement, "placement-host-address", "", "address of the placement service; empty for none")
 	fs.StringVar(&f.scheduler, "scheduler-host-address", "", "address of the scheduler service; empty for none")
-	fs.StringVar(&a.DataDir, "data-dir", "", "directory of the embedded node (default ~/.mecha)")
+	fs.StringVar(&a.DataDir, "data-dir", "", "directory of the embedded node; default: its own")
 	fs.DurationVar(&f.grace, "shutdown-grace", DefaultGrace, "how long the app may take to end, and then the sidecar")
 	f.bindForeign(fs)
 	fs.SortFlags = false

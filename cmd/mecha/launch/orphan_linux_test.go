@@ -111,15 +111,17 @@ func members(t *testing.T, j *job, patterns []string) []int {
 
 func TestNothingSurvives(t *testing.T) {
 	t.Parallel()
+	const soon, atExit = 2 * time.Second, 0
 	ends := []struct {
-		name string
-		do   func(*testing.T, *job)
+		name  string
+		do    func(*testing.T, *job)
+		limit time.Duration // atExit: when run has ended
 	}{
-		{"run is killed", func(t *testing.T, j *job) { _ = j.cmd.Process.Kill() }},
-		{"run's process group is killed", func(t *testing.T, j *job) { _ = syscall.Kill(-j.cmd.Process.Pid, syscall.SIGKILL) }},
-		{"the guard is killed", func(t *testing.T, j *job) { _ = syscall.Kill(guardOf(t, j), syscall.SIGKILL) }},
-		{"the guard is terminated", func(t *testing.T, j *job) { _ = syscall.Kill(guardOf(t, j), syscall.SIGTERM) }},
-		{"ctrl-c", func(t *testing.T, j *job) { _ = j.cmd.Process.Signal(os.Interrupt) }},
+		{"run is killed", func(t *testing.T, j *job) { _ = j.cmd.Process.Kill() }, soon},
+		{"run's process group is killed", func(t *testing.T, j *job) { _ = syscall.Kill(-j.cmd.Process.Pid, syscall.SIGKILL) }, soon},
+		{"the guard is killed", func(t *testing.T, j *job) { _ = syscall.Kill(guardOf(t, j), syscall.SIGKILL) }, soon},
+		{"the guard is terminated", func(t *testing.T, j *job) { _ = syscall.Kill(guardOf(t, j), syscall.SIGTERM) }, soon},
+		{"ctrl-c", func(t *testing.T, j *job) { _ = j.cmd.Process.Signal(os.Interrupt) }, atExit},
 	}
 	for _, f := range families {
 		for _, e := range ends {
@@ -128,7 +130,10 @@ func TestNothingSurvives(t *testing.T) {
 				j := start(t, nil, "", append([]string{"-a", "victim", "--shutdown-grace", "500ms"}, f.args...)...)
 				pids := append(members(t, j, f.pids), guardOf(t, j))
 				e.do(t, j)
-				gone(t, 2*time.Second, pids...)
+				if e.limit == atExit {
+					j.exit()
+				}
+				gone(t, e.limit, pids...)
 				j.exit()
 			})
 		}
@@ -160,8 +165,9 @@ func TestGuardLossIsAnError(t *testing.T) {
 
 func TestLeftoversOfAnAppThatEnds(t *testing.T) {
 	t.Parallel()
-	j := start(t, nil, "", "--", "sh", "-c", self+" helper linger & "+self+" helper fork second; sleep 0.3; exit 6")
+	j := start(t, nil, "", "--", "sh", "-c", self+" helper linger & "+self+" helper fork second; while ! test -e go; do sleep 0.02; done; exit 6")
 	pids := members(t, j, []string{`app pid (\d+) lingers\n(?s:.*)app pid \d+ lingers`})
+	letGo(j, j.cmd.Dir)
 	if code := j.exit(); code != 6 {
 		t.Errorf("exit code: got %d, want 6", code)
 	}
@@ -183,7 +189,10 @@ func TestEmbeddedNodeSurvives(t *testing.T) {
 			t.Parallel()
 			j := start(t, []string{"FAKE_SIDECAR=node"}, "", append([]string{"-a", "n"}, app("linger")...)...)
 			node := j.pid(`node pid (\d+) lingers`)
-			defer func() { _ = syscall.Kill(node, syscall.SIGKILL) }()
+			defer func() {
+				_ = syscall.Kill(node, syscall.SIGKILL)
+				gone(t, 2*time.Second, node)
+			}()
 			pids := []int{j.pid(`app pid (\d+) lingers`), j.pid(`sidecar \S+ pid (\d+) serves`), guardOf(t, j)}
 			e.do(t, j)
 			gone(t, 2*time.Second, pids...)

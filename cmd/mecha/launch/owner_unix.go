@@ -75,7 +75,7 @@ func newOwner(ps []*process) (owner, error) {
 	g.cmd = exec.Command(exe, "__guard")
 	g.cmd.ExtraFiles = extra
 	g.cmd.Stderr = os.Stderr
-	g.cmd.Env = []string{"GOMAXPROCS=1"} // it needs nothing of ours, and one processor
+	g.cmd.Env = lastWins(append(os.Environ(), "GOMAXPROCS=1")) // it has next to nothing to do
 	// A session of its own: Ctrl-C and kills of our process group do not reach it.
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = g.cmd.Start()

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"sync"
 )
 
 // port is one of an app's sidecar ports, with the word for it in messages.
@@ -41,6 +42,8 @@ const (
 // then says so, and starting again chooses other numbers.
 type reservation struct {
 	next int // where to look for a free port
+
+	mu   sync.Mutex // guards held: every app's sidecar starts in its own time
 	held map[*App][]net.Listener
 }
 
@@ -110,6 +113,8 @@ func (r *reservation) draw(a *App, taken map[int]string) (int, error) {
 
 // release frees the ports of one app for its sidecar.
 func (r *reservation) release(a *App) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, l := range r.held[a] {
 		l.Close()
 	}
@@ -117,7 +122,12 @@ func (r *reservation) release(a *App) {
 }
 
 func (r *reservation) releaseAll() {
-	for a := range r.held {
-		r.release(a)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, ls := range r.held {
+		for _, l := range ls {
+			l.Close()
+		}
 	}
+	clear(r.held)
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // outboundWait is how long an app that listens to nothing is held back until its sidecar can
-// be called.
+// be called, and how long an app that should listen may take before somebody asks about it.
 const outboundWait = 60 * time.Second
 
 // secondSignal is how much later a second Ctrl-C must come to count as one: what runs us
@@ -111,6 +111,11 @@ func (r *run) assemble() error {
 	if err != nil {
 		return fmt.Errorf("find our own executable to start sidecars: %w", err)
 	}
+	// Sidecars stay where `mecha run` is, as with Dapr's CLI: resources name files from there.
+	here, err := os.Getwd()
+	if err != nil {
+		return fmt.Errorf("find the current directory: %w", err)
+	}
 	inherited, now := os.Environ(), time.Now()
 	for i, a := range r.Apps {
 		u := &unit{App: a, api: newClient(a, os.Getenv("DAPR_API_TOKEN"))}
@@ -123,7 +128,7 @@ func (r *run) assemble() error {
 			return err
 		}
 		u.sidecar = &process{
-			name: fmt.Sprintf("the sidecar of app %q", a.ID), path: exe, dir: a.Dir, out: out, done: make(chan struct{}),
+			name: fmt.Sprintf("the sidecar of app %q", a.ID), path: exe, dir: here, out: out, done: make(chan struct{}),
 			args: append([]string{"sidecar"}, a.sidecarArgs(r.LogAsJSON)...), env: sidecarEnv(inherited, r.Multi),
 		}
 		if len(a.Command) == 0 {
@@ -292,20 +297,23 @@ func (r *run) live(ctx context.Context, u *unit) *ExitError {
 	}
 	var announcing sync.WaitGroup
 	announceCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	ready := make(chan struct{})
 	announcing.Go(func() { r.announce(announceCtx, u, ready) })
-	defer announcing.Wait()
-	defer cancel()
+	var end func() *ExitError
 	select {
 	case <-ended:
-		return r.appEnded(u)
+		end = func() *ExitError { return r.appEnded(u) }
 	case <-u.sidecar.done:
-		return r.sidecarEnded(ctx, u, ready, ended)
+		end = func() *ExitError { return r.sidecarEnded(ctx, u, ready, ended) }
 	case <-r.own.lost():
-		return failed(fmt.Errorf("%w; everything it had started is being ended", errOwnerLost))
+		end = func() *ExitError { return failed(fmt.Errorf("%w; ending all it had started", errOwnerLost)) }
 	case <-ctx.Done():
-		return r.ask(u)
+		end = func() *ExitError { return r.ask(u) }
 	}
+	cancel() // nothing is to be announced after the end
+	announcing.Wait()
+	return end()
 }
 
 var errOwnerLost = errors.New("the guard process that owns the app is gone (was it killed?)")
@@ -333,6 +341,7 @@ func (r *run) ask(u *unit) *ExitError {
 // appEnded passes on the exit code of an app that ended by itself. What it left in its process
 // group is ended before the sidecar, which it may still be using.
 func (r *run) appEnded(u *unit) *ExitError {
+	u.program.out.drained(100 * time.Millisecond) // its last words come first
 	r.con.note("%s %s", u.program.name, u.program.exit)
 	r.own.stop(u.program, r.Grace)
 	if code := u.program.exit.shellCode(); code != 0 {
@@ -414,7 +423,12 @@ func (r *run) announce(ctx context.Context, u *unit, ready chan<- struct{}) {
 		return
 	}
 	r.describe(ctx, u)
-	if u.api.wait(ctx, healthAll) != nil {
+	reminder := time.AfterFunc(outboundWait, func() {
+		r.con.warn("%s is not ready yet; does the app listen on port %d?", u.sidecar.name, u.AppPort)
+	})
+	err := u.api.wait(ctx, healthAll)
+	reminder.Stop()
+	if err != nil || ctx.Err() != nil {
 		return
 	}
 	close(ready)

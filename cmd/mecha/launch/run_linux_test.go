@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // self is this test binary, which plays every part.
@@ -52,7 +54,8 @@ func start(t *testing.T, env []string, stdin string, args ...string) *job {
 	j.cmd.Stdout, j.cmd.Stderr = j, j
 	home := t.TempDir()
 	j.cmd.Dir = home
-	j.cmd.Env = append(os.Environ(), "HOME="+home)
+	// Under the race detector every process would take a second to end.
+	j.cmd.Env = append(os.Environ(), "HOME="+home, "GORACE=atexit_sleep_ms=0")
 	j.cmd.Env = append(j.cmd.Env, env...)
 	j.cmd.Stdin = strings.NewReader(stdin)
 	j.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -115,6 +118,8 @@ func (j *job) want(lines ...string) {
 }
 
 func alive(pid int) bool {
+	// It may have fallen to us, a subreaper too (see TestMain). An error says that it has not.
+	_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return false
@@ -216,12 +221,48 @@ func TestAppGetsItsEnvironment(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	j.want("env APP_ID=orders\n", "env APP_PORT="+port+"\n", "env APP_PROTOCOL=grpc\n", "env APP_CHANNEL_ADDRESS=127.0.0.1\n",
-		"env DAPR_HTTP_PORT=", "env DAPR_GRPC_PORT=", "env DAPR_METRICS_PORT=", "implicit=1 node=\n")
+		"env DAPR_HTTP_PORT=", "env DAPR_GRPC_PORT=", "env DAPR_METRICS_PORT=")
 	for _, unwanted := range []string{"APP_ID=outer", "env MECHA_EMBEDDED_NODE"} {
 		if strings.Contains(j.output(), unwanted) {
 			t.Errorf("the app's environment has %q", unwanted)
 		}
 	}
+}
+
+func TestSidecarGetsFlagsAndEnvironment(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config.yaml")
+	if err := os.WriteFile(config, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j := start(t, []string{"MECHA_EMBEDDED_NODE=1"}, "", append([]string{
+		"-a", "orders", "-P", "grpc", "-c", config, "-d", dir, "--components-path", filepath.Dir(dir),
+		"--app-max-concurrency", "3", "--log-level", "debug", "--enable-profiling", "--enable-api-logging=false",
+		"--enable-app-health-check", "--app-health-probe-interval", "7", "--max-body-size", "8Mi",
+		"--placement-host-address", "", "--data-dir", "/data", "--dapr-http-read-buffer-size", "16",
+	}, app("exit", "0")...)...)
+	if code := j.exit(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	args := j.await(`sidecar args: (.*)`)
+	for _, want := range []string{
+		"--app-id orders ", "--app-protocol grpc ", "--app-max-concurrency 3 ", "--config " + config + " ",
+		"--resources-path " + dir + " --resources-path " + filepath.Dir(dir) + " ", "--log-level debug ",
+		"--placement-host-address  ", "--enable-api-logging=false ", "--enable-profiling --profile-port ",
+		"--enable-app-health-check --app-health-probe-interval 7 ", "--max-body-size 8Mi ", "--read-buffer-size 16Ki ",
+		"--data-dir /data",
+	} {
+		if !strings.Contains(args+" ", want) {
+			t.Errorf("the sidecar's flags lack %q: %s", want, args)
+		}
+	}
+	for _, unwanted := range []string{"--scheduler-host-address", "--app-port"} {
+		if strings.Contains(args, unwanted) {
+			t.Errorf("the sidecar's flags have %q: %s", unwanted, args)
+		}
+	}
+	j.want("sidecar env: DAPR_HOST_IP=" + os.Getenv("DAPR_HOST_IP") + " implicit=1 node=\n")
 }
 
 func TestLinesAreWholeAndPrefixed(t *testing.T) {
@@ -349,7 +390,10 @@ func TestSidecarThatEndsLater(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			j := start(t, nil, "", append([]string{"--", "sh", "-c", "sleep 0.3; exec \"$@\"", "sh", self, "helper"}, c.args...)...)
+			wait := "while ! test -e go; do sleep 0.02; done; "
+			j := start(t, nil, "", append([]string{"--", "sh", "-c", wait + `exec "$@"`, "sh", self, "helper"}, c.args...)...)
+			j.await("You're up and running!")
+			letGo(j, j.cmd.Dir)
 			if code := j.exit(); code != c.want {
 				t.Errorf("exit code: got %d, want %d", code, c.want)
 			}
