@@ -52,7 +52,7 @@ func ParseFile(path string) *Resources {
 func listFolders(folders []string) ([]string, error) {
 	var out []string
 	for _, dir := range folders {
-		files, err := listFolder(dir)
+		files, err := ListFolder(dir)
 		if err != nil {
 			return nil, err
 		}
@@ -61,7 +61,9 @@ func listFolders(folders []string) ([]string, error) {
 	return out, nil
 }
 
-func listFolder(dir string) ([]string, error) {
+// ListFolder names the resource files of a folder in the order they are read: *.yaml and
+// *.yml, regular files or links to them, sorted by name.
+func ListFolder(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("failed to create watcher for resources path %q: %s; --resources-path wants an existing folder", dir, cause(err))

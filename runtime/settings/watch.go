@@ -47,7 +47,7 @@ func NewWatcher(folders []string, sel Selection) (*Watcher, error) {
 	}
 	w := &Watcher{folders: folders, sel: sel, fs: fs, lost: map[string]bool{}, good: map[string]*Resources{}, told: map[string]conf.Findings{}}
 	for _, dir := range folders {
-		_, err := listFolder(dir) // first, for it explains itself better
+		_, err := ListFolder(dir) // first, for it explains itself better
 		if err == nil {
 			err = fs.Add(dir)
 		}
@@ -210,7 +210,7 @@ func (w *Watcher) reread(diff *Diff, file string, last *Resources) (*Resources, 
 
 // list names a folder's files and sees to it that the folder is watched.
 func (w *Watcher) list(dir string) ([]string, error) {
-	files, err := listFolder(dir)
+	files, err := ListFolder(dir)
 	if err != nil {
 		w.lost[dir] = true
 		return nil, err
@@ -222,7 +222,7 @@ func (w *Watcher) list(dir string) ([]string, error) {
 		return nil, err
 	}
 	delete(w.lost, dir)
-	return listFolder(dir) // again, for what came between listing and watching
+	return ListFolder(dir) // again, for what came between listing and watching
 }
 
 // before names the files last read from a folder.
