@@ -26,12 +26,14 @@ func skipSpace(s []byte, i int) int {
 
 // scanValue returns the index after the value that starts at s[i], or -1.
 func scanValue(s []byte, i, depth int) int {
-	if i >= len(s) || depth > maxDepth {
+	if i >= len(s) {
 		return -1
 	}
 	switch c := s[i]; {
 	case c == '"':
 		return scanString(s, i)
+	case depth >= maxDepth && (c == '{' || c == '['):
+		return -1
 	case c == '{':
 		return scanMembers(s, i, depth, nil)
 	case c == '[':
@@ -234,7 +236,7 @@ func appendJSON(dst, src []byte) []byte {
 			dst = append(dst, src[start:i]...)
 			i++
 			start = i
-		case c < utf8.RuneSelf && !escaped(c): // a blank or DEL in a string
+		case unescaped[c]: // a blank or DEL in a string
 			i++
 		default:
 			dst = append(dst, src[start:i]...)
@@ -245,10 +247,13 @@ func appendJSON(dst, src []byte) []byte {
 	return append(dst, src[start:]...)
 }
 
-// escaped tells which ASCII bytes a string of ours writes as an escape.
-func escaped(c byte) bool {
-	return c < 0x20 || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&'
-}
+// unescaped marks the ASCII bytes that a string of ours holds as they are.
+var unescaped = func() (t [256]bool) {
+	for c := 0x20; c < utf8.RuneSelf; c++ {
+		t[c] = c != '"' && c != '\\' && c != '<' && c != '>' && c != '&'
+	}
+	return t
+}()
 
 const hexDigits = "0123456789abcdef"
 
@@ -288,7 +293,7 @@ func appendString[S []byte | string](dst []byte, s S) []byte {
 	dst = append(dst, '"')
 	start := 0
 	for i := 0; i < len(s); {
-		if c := s[i]; c < utf8.RuneSelf && !escaped(c) {
+		if unescaped[s[i]] {
 			i++
 			continue
 		}
