@@ -9,7 +9,7 @@
 // # Where to start
 //
 // Flags (flags.go) and the run template (template.go) both end in an Options, a list of App
-// values that are fully resolved. Run (run.go) takes them through their lives.
+// values that are fully resolved. Run (run.go) starts them, and live.go is the life of one.
 //
 // # Who owns the processes
 //

@@ -56,6 +56,18 @@ func TestStubbornAppIsKilledAfterGrace(t *testing.T) {
 	gone(t, 0, pid)
 }
 
+func TestStoppedAppHearsTheEnd(t *testing.T) {
+	t.Parallel()
+	j := start(t, nil, "", append([]string{"--shutdown-grace", "1h"}, app("linger")...)...)
+	pid := j.pid(`app pid (\d+) lingers`)
+	_ = syscall.Kill(pid, syscall.SIGSTOP)
+	_ = j.cmd.Process.Signal(os.Interrupt)
+	if code := j.exit(); code != 0 {
+		t.Errorf("exit code: got %d, want 0", code)
+	}
+	gone(t, 0, pid)
+}
+
 func TestSecondCtrlCKillsAtOnce(t *testing.T) {
 	t.Parallel()
 	j := start(t, nil, "", append([]string{"--shutdown-grace", "1h"}, app("stubborn")...)...)

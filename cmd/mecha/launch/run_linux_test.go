@@ -312,6 +312,25 @@ func TestNoDescriptorLeaksIntoTheApp(t *testing.T) {
 	}
 }
 
+// Many programs cannot deal with a stdout that answers "try again".
+func TestStreamsOfTheAppBlock(t *testing.T) {
+	t.Parallel()
+	j := start(t, nil, "x", "--", "sh", "-c", "for n in 0 1 2; do echo fd $n $(grep flags /proc/$$/fdinfo/$n); done")
+	if code := j.exit(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	found := regexp.MustCompile(`fd \d flags: (\d+)`).FindAllStringSubmatch(j.output(), -1)
+	if len(found) != 3 {
+		t.Fatalf("%d streams, want 3", len(found))
+	}
+	for _, m := range found {
+		flags, err := strconv.ParseInt(m[1], 8, 64)
+		if err != nil || flags&unix.O_NONBLOCK != 0 {
+			t.Errorf("%s: not blocking (%v)", m[0], err)
+		}
+	}
+}
+
 func TestMetadataAndReadiness(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
