@@ -1,0 +1,127 @@
+package nats
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+
+	natsgo "github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/mecha-project/mecha/components/fault"
+)
+
+// Error codes of the JetStream API which have a meaning of their own here.
+const (
+	codeInsufficient   = 10023 // resources of the server: disk or memory full
+	codeStorage        = 10047
+	codeMaxPayload     = 10054
+	codeStreamNotFound = 10059
+	codeWrongLastSeq   = 10071
+	codeWrongLastConst = 10164 // the same, where the server does not tell the sequence
+	codeTTLDisabled    = 10166
+	codeAtomicDisabled = 10174
+	codeBatchBroken    = 10176
+	codeBatchTooLarge  = 10199
+	codeBatchInflight  = 10210
+)
+
+// apiError is the error part of a JetStream answer.
+type apiError struct {
+	Code        int    `json:"code"`
+	ErrCode     int    `json:"err_code"`
+	Description string `json:"description"`
+}
+
+// Error is the server's description.
+func (e *apiError) Error() string { return e.Description }
+
+// conflict tells an expectation that did not hold.
+func (e *apiError) conflict() bool {
+	return e != nil && (e.ErrCode == codeWrongLastSeq || e.ErrCode == codeWrongLastConst)
+}
+
+// pubAck is the answer to a publish.
+type pubAck struct {
+	Error *apiError `json:"error"`
+	Seq   uint64    `json:"seq"`
+}
+
+// parseAck reads the answer to a publish. nil is success; a nil apiError with an error is an
+// answer nobody understands.
+func parseAck(op fault.Op, m *natsgo.Msg) (*apiError, error) {
+	var ack pubAck
+	if err := json.Unmarshal(m.Data, &ack); err != nil || ack.Error == nil && ack.Seq == 0 {
+		return nil, fault.New(op, fault.Internal, "the server answered a publish with %.100q", m.Data).WithSent(fault.SentMaybe)
+	}
+	return ack.Error, nil
+}
+
+// refusal turns the server's answer into a fault.
+func refusal(op fault.Op, what string, e *apiError) *fault.Error {
+	code := fault.Internal
+	hint := ""
+	switch e.ErrCode {
+	case codeWrongLastSeq, codeWrongLastConst:
+		code, hint = fault.Conflict, "; read it again"
+	case codeInsufficient, codeStorage:
+		code, hint = fault.Exhausted, "; is the disk full?"
+	case codeMaxPayload, codeBatchTooLarge:
+		code = fault.TooLarge
+	case codeTTLDisabled, codeAtomicDisabled:
+		code, hint = fault.Unsupported, "; the stream was created without it, or by a server older than 2.12"
+	case codeBatchBroken, codeBatchInflight:
+		code, hint = fault.Exhausted, "; too many transactions at once"
+	default:
+		if e.Code == 503 {
+			code = fault.Unavailable
+		}
+	}
+	return fault.New(op, code, "%s: the server refuses: %s%s", what, e.Description, hint).WithSent(fault.SentNever)
+}
+
+// sendError turns an error of the client library on the way out into a fault: nothing was sent.
+func sendError(op fault.Op, err error) error {
+	code := fault.Unavailable
+	switch {
+	case errors.Is(err, natsgo.ErrMaxPayload):
+		code = fault.TooLarge
+	case errors.Is(err, natsgo.ErrBadSubject):
+		code = fault.Invalid
+	}
+	return fault.New(op, code, "cannot send").Because(err).WithSent(fault.SentNever)
+}
+
+// adminError turns an error of stream or consumer administration into a fault.
+func adminError(op fault.Op, what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var api *jetstream.APIError
+	code := fault.Unavailable
+	switch {
+	case errors.As(err, &api):
+		e := refusal(op, what, &apiError{Code: api.Code, ErrCode: int(api.ErrorCode), Description: api.Description})
+		if api.Code == 400 && e.Code == fault.Internal {
+			e.Code = fault.Invalid
+		}
+		return e
+	case errors.Is(err, natsgo.ErrAuthorization), errors.Is(err, natsgo.ErrPermissionViolation):
+		code = fault.Denied
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, natsgo.ErrNoResponders):
+		return fault.New(op, fault.Unavailable, "%s: the server has no JetStream; enable it", what).Because(err)
+	case strings.Contains(err.Error(), "invalid"):
+		code = fault.Invalid
+	}
+	return wrapf(op, code, what, err)
+}
+
+// wrapf is fault.Wrap with words in front; context errors keep their meaning.
+func wrapf(op fault.Op, code fault.Code, what string, err error) error {
+	w := fault.Wrap(op, code, err)
+	var e *fault.Error
+	if errors.As(w, &e) && e.Msg == "" {
+		e.Msg = what
+	}
+	return w
+}

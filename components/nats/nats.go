@@ -1,0 +1,31 @@
+// Package nats serves state and pub/sub from NATS JetStream: from the embedded node, which
+// needs no installation (types *.embedded, package nats/embedded), or from a server the user
+// runs (types *.nats). Both are the same code over another connection.
+//
+// State is a JetStream key-value bucket, one stream with one message per key (state.go,
+// transactions in tx.go). Pub/sub is one stream per component with a subject per topic
+// (pubsub.go) and a durable pull consumer per group and topic (consumer.go). Names that
+// subjects cannot hold are escaped (names.go). conn.go makes the client library's repair of
+// lost connections visible, and lane.go carries requests.
+//
+// Start reading at state.go. What durability the embedded node gives is its business, see
+// package embedded; retrying belongs to the layers above.
+package nats
+
+import (
+	"github.com/mecha-project/mecha/components/block"
+)
+
+// Backend lists the parts of this backend.
+func Backend() block.Backend {
+	return block.Backend{
+		Name: "nats",
+		Doc:  "State and messages on NATS JetStream: an embedded node, or a server of yours.",
+		Parts: []block.Part{
+			block.StatePart("embedded", "State in the embedded node.", DefaultEmbeddedStateConfig, NewEmbeddedState),
+			block.StatePart("nats", "State in a NATS server with JetStream.", DefaultStateConfig, NewState),
+			block.PubSubPart("embedded", "Messages through the embedded node.", DefaultEmbeddedPubSubConfig, NewEmbeddedPubSub),
+			block.PubSubPart("nats", "Messages through a NATS server with JetStream.", DefaultPubSubConfig, NewPubSub),
+		},
+	}
+}

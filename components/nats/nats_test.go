@@ -1,0 +1,131 @@
+package nats_test
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"go.uber.org/goleak"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/block/blocktest"
+	"github.com/mecha-project/mecha/components/conf"
+	"github.com/mecha-project/mecha/components/nats"
+	"github.com/mecha-project/mecha/components/nats/embedded"
+)
+
+// The test binary is also the embedded node.
+func TestMain(m *testing.M) {
+	embedded.MainIfNode()
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("os/exec.(*Cmd).Wait")) // reaps a node as long as it lives
+}
+
+func env(t testing.TB, component string) block.Env {
+	return block.Env{Log: slog.New(slog.NewTextHandler(testLog{t}, nil)), AppID: "app", Namespace: "default", Component: component}
+}
+
+// testLog writes to the test's log. Lines of goroutines that outlive the test would panic, so
+// it checks.
+type testLog struct{ t testing.TB }
+
+func (l testLog) Write(p []byte) (int, error) {
+	if l.t.Context().Err() == nil {
+		l.t.Logf("%s", p)
+	}
+	return len(p), nil
+}
+
+// embeddedState opens a store in a node of dir.
+func embeddedState(t testing.TB, dir, component string, items ...string) block.State {
+	t.Helper()
+	c := nats.DefaultEmbeddedStateConfig()
+	decode(t, c, append([]string{"dataDir", dir, "linger", "200ms"}, items...)...)
+	s, err := nats.NewEmbeddedState(env(t, component), c)
+	if err != nil {
+		t.Fatalf("NewEmbeddedState: %v", err)
+	}
+	return s
+}
+
+func embeddedPubSub(t testing.TB, dir, component string, items ...string) block.PubSub {
+	t.Helper()
+	c := nats.DefaultEmbeddedPubSubConfig()
+	decode(t, c, append([]string{"dataDir", dir, "linger", "200ms"}, items...)...)
+	p, err := nats.NewEmbeddedPubSub(env(t, component), c)
+	if err != nil {
+		t.Fatalf("NewEmbeddedPubSub: %v", err)
+	}
+	return p
+}
+
+func decode(t testing.TB, into any, items ...string) {
+	t.Helper()
+	if f := conf.Decode(conf.Items(items...), into); len(f) > 0 {
+		t.Fatalf("configuration %q: %v", items, f)
+	}
+}
+
+// startServer runs a NATS server as a user would, on TCP.
+func startServer(t testing.TB) *server.Server {
+	t.Helper()
+	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	t.Cleanup(func() {
+		srv.Shutdown()
+		srv.WaitForShutdown()
+	})
+	if !srv.ReadyForConnections(20 * time.Second) {
+		t.Fatal("the NATS server does not start")
+	}
+	return srv
+}
+
+func serverState(t testing.TB, url, component string, items ...string) block.State {
+	t.Helper()
+	c := nats.DefaultStateConfig()
+	decode(t, c, append([]string{"natsURL", url}, items...)...)
+	s, err := nats.NewState(env(t, component), c)
+	if err != nil {
+		t.Fatalf("NewState: %v", err)
+	}
+	return s
+}
+
+func serverPubSub(t testing.TB, url, component string, items ...string) block.PubSub {
+	t.Helper()
+	c := nats.DefaultPubSubConfig()
+	decode(t, c, append([]string{"natsURL", url}, items...)...)
+	p, err := nats.NewPubSub(env(t, component), c)
+	if err != nil {
+		t.Fatalf("NewPubSub: %v", err)
+	}
+	return p
+}
+
+func TestEmbeddedState(t *testing.T) {
+	dir := t.TempDir()
+	blocktest.State(t, func(t *testing.T) block.State { return embeddedState(t, dir, "statestore") })
+}
+
+func TestEmbeddedPubSub(t *testing.T) {
+	dir := t.TempDir()
+	blocktest.PubSub(t, func(t *testing.T) func() block.PubSub {
+		return func() block.PubSub { return embeddedPubSub(t, dir, "pubsub") }
+	})
+}
+
+func TestServerState(t *testing.T) {
+	url := startServer(t).ClientURL()
+	blocktest.State(t, func(t *testing.T) block.State { return serverState(t, url, "statestore") })
+}
+
+func TestServerPubSub(t *testing.T) {
+	url := startServer(t).ClientURL()
+	blocktest.PubSub(t, func(t *testing.T) func() block.PubSub {
+		return func() block.PubSub { return serverPubSub(t, url, "pubsub") }
+	})
+}

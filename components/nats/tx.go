@@ -1,0 +1,156 @@
+package nats
+
+import (
+	"context"
+	"crypto/rand"
+	"strconv"
+
+	natsgo "github.com/nats-io/nats.go"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/fault"
+)
+
+// maxBatch is the server's limit of messages in one atomic batch.
+const maxBatch = 1000
+
+const (
+	headerBatch       = "Nats-Batch-Id"
+	headerBatchSeq    = "Nats-Batch-Sequence"
+	headerBatchCommit = "Nats-Batch-Commit"
+)
+
+// MaxOps is the server's limit.
+func (s *state) MaxOps() int { return maxBatch }
+
+// Transact applies all operations or none, as one atomic batch of the stream: the server
+// stages the messages and checks every expectation at the commit.
+func (s *state) Transact(ctx context.Context, ops []block.StateOp) error {
+	const op fault.Op = "nats.state.Transact"
+	switch n := len(ops); {
+	case n == 0:
+		return nil
+	case n == 1:
+		return s.one(ctx, op, &ops[0])
+	case n > maxBatch:
+		return fault.New(op, fault.Invalid, "%d operations in one transaction, at most %d are possible; split it", n, maxBatch).With(fault.TooManyOps)
+	}
+	a, err := s.able(ctx, op)
+	if err != nil {
+		return err
+	}
+	if !a.atomic {
+		return fault.New(op, fault.Unsupported, "bucket %s has no atomic batches; they need a server of version 2.12 or later", s.stream)
+	}
+	msgs, firsts, err := s.batch(ctx, op, ops)
+	if err != nil {
+		return err
+	}
+	// A first write may meet a marker or an expired item. Then the batch is tried again on top
+	// of what was found, as long as that explains the refusal.
+	for range 3 {
+		refused, err := s.commit(ctx, op, msgs)
+		if err != nil || refused == nil {
+			return err
+		}
+		if !refused.conflict() {
+			return refusal(op, "transaction", refused)
+		}
+		if again, err := s.rebase(ctx, op, ops, msgs, firsts); err != nil || !again {
+			return err
+		}
+	}
+	return fault.New(op, fault.Conflict, "transaction: its first writes meet others; try again")
+}
+
+// batch makes the messages, and tells which are first writes that expect nothing.
+//
+// The server checks an expectation against the state before the batch, so it refuses one
+// after another write to the same key. What such an operation would find is known here: a
+// version nobody can have read yet, or nothing.
+func (s *state) batch(ctx context.Context, op fault.Op, ops []block.StateOp) (msgs []*natsgo.Msg, firsts []int, err error) {
+	exists := map[string]bool{} // keys touched by earlier operations, and whether they exist then
+	for i := range ops {
+		o := ops[i]
+		there, touched := exists[o.Key]
+		switch {
+		case touched && o.ETag != "":
+			return nil, nil, fault.New(op, fault.Conflict, "operation %d gives an etag for key %q, which an earlier operation of the transaction has changed", i, o.Key)
+		case touched && there && firstWrite(&o):
+			return nil, nil, fault.New(op, fault.Conflict, "operation %d is a first write of key %q, which an earlier operation of the transaction has written", i, o.Key)
+		case touched:
+			o.FirstWrite = false // known to hold
+		case firstWrite(&o):
+			firsts = append(firsts, i)
+		}
+		exists[o.Key] = !o.Delete
+		m, err := s.message(ctx, op, &o)
+		if err != nil {
+			return nil, nil, err
+		}
+		if m.Header == nil {
+			m.Header = natsgo.Header{}
+		}
+		msgs = append(msgs, m)
+	}
+	return msgs, firsts, nil
+}
+
+// commit sends the batch. Only the last message asks for an answer.
+func (s *state) commit(ctx context.Context, op fault.Op, msgs []*natsgo.Msg) (*apiError, error) {
+	p, err := s.conn.acquire(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	id := []string{rand.Text()}
+	last := len(msgs) - 1
+	for i, m := range msgs {
+		m.Header[headerBatch] = id
+		m.Header[headerBatchSeq] = []string{strconv.Itoa(i + 1)}
+		if i == last {
+			break
+		}
+		m.Reply = ""
+		if err := p.nc.PublishMsg(m); err != nil {
+			return nil, sendError(op, err) // the server forgets an unfinished batch
+		}
+	}
+	msgs[last].Header[headerBatchCommit] = []string{"1"}
+	answers, err := p.ask(ctx, op, msgs[last])
+	if err != nil {
+		return nil, err
+	}
+	if nobody(answers[0]) {
+		s.made.Store(nil) // the bucket was removed: the next call makes it
+		return nil, fault.New(op, fault.Unavailable, "bucket %s does not answer", s.stream).WithSent(fault.SentNever)
+	}
+	return parseAck(op, answers[0])
+}
+
+// rebase reads what is in the way of the first writes. It reports whether their expectations
+// changed, so that another try makes sense; a key that exists is the conflict itself.
+func (s *state) rebase(ctx context.Context, op fault.Op, ops []block.StateOp, msgs []*natsgo.Msg, firsts []int) (bool, error) {
+	keys := make([]string, len(firsts))
+	for j, i := range firsts {
+		keys[j] = ops[i].Key
+	}
+	found, err := s.versions(ctx, op, keys)
+	if err != nil {
+		return false, err
+	}
+	again := false
+	for j, i := range firsts {
+		if found[j].live() {
+			return false, fault.New(op, fault.Conflict, "key %q exists already and the transaction first-writes it", keys[j])
+		}
+		seq := strconv.FormatUint(found[j].seq, 10)
+		if msgs[i].Header[headerExpected][0] != seq {
+			msgs[i].Header[headerExpected] = []string{seq}
+			again = true
+		}
+	}
+	if !again {
+		return false, fault.New(op, fault.Conflict, "transaction: an etag does not match; read again")
+	}
+	return true, nil
+}
