@@ -43,7 +43,8 @@ type Config struct {
 	SessionWindow int
 
 	// PingInterval is how long nothing may arrive, while a stream is open, before the peer is
-	// asked for a sign of life. No timer runs while no stream is open. Default 10 s.
+	// asked for a sign of life. It is checked once per interval, so a lost peer is given up after
+	// at most two intervals and PingTimeout. No timer runs while no stream is open. Default 10 s.
 	PingInterval time.Duration
 	// PingTimeout is how long it may then stay silent before the session is given up. Default 20 s.
 	PingTimeout time.Duration

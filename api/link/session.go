@@ -291,10 +291,10 @@ func (s *Session) end(cause error) {
 		s.mu.Unlock()
 		return
 	}
-	if s.out.finishing {
-		cause = net.ErrClosed // whatever ended it, it was leaving and had no streams
-	}
 	inFlight := len(s.streams)
+	if s.out.finishing || (s.away.closed && inFlight == 0) {
+		cause = net.ErrClosed // whatever ended it, it was leaving and had nothing left to do
+	}
 	s.cause = cause
 	s.alive.stop()
 	maybe, never := s.lost(fault.SentMaybe), s.lost(fault.SentNever)
@@ -307,6 +307,9 @@ func (s *Session) end(cause error) {
 	}
 	clear(s.streams)
 	s.ours, s.theirs = 0, 0
+	for st := s.out.metaLine.first; st != nil; st = st.next {
+		wake(st.wsig) // not opened yet, so not among the streams
+	}
 	s.out.abandon()
 	s.alive.abandon()
 	close(s.done)

@@ -146,7 +146,9 @@ func TestShapes(t *testing.T) {
 	}{{"one to one", 1, 1}, {"many to one", n, 1}, {"one to many", 1, n}, {"many to many", n, n}} {
 		t.Run(c.name, func(t *testing.T) {
 			onEachCarrier(t, func(t *testing.T, pair func(testing.TB) (net.Conn, net.Conn)) {
+				handled := make(chan bool)
 				client, _ := sessions(t, pair, link.Config{}, link.Config{Handler: func(st *link.Stream) {
+					defer close(handled)
 					var wg sync.WaitGroup
 					wg.Go(func() { receive(t, st, nil, c.up) })
 					if err := st.SendHead(nil, nil, false, nil); err != nil {
@@ -168,6 +170,7 @@ func TestShapes(t *testing.T) {
 				}
 				receive(t, st, first, c.down)
 				wg.Wait()
+				<-handled
 			})
 		})
 	}

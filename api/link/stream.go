@@ -176,22 +176,22 @@ func (st *Stream) expiry() <-chan struct{} {
 	return st.call.Done()
 }
 
-// expired turns the end of ctx into the stream's error, and resets it if we opened it: nobody
-// is left to use the answer.
+// expired turns the end of ctx into an error, unless the stream has failed already: a handler's
+// context ends with its stream. A stream we opened is reset: nobody is left to use the answer.
 func (st *Stream) expired(ctx context.Context) error {
-	err := ctx.Err()
-	e := fault.New(opStream, fault.Of(err), "link: call to %s given up", st.s.peerName()).Because(err).WithSent(fault.SentMaybe)
-	if st.local {
-		s := st.s
-		s.mu.Lock()
-		if st.err == nil {
+	s := st.s
+	s.mu.Lock()
+	e := st.err
+	if e == nil {
+		err := ctx.Err()
+		e = fault.New(opStream, fault.Of(err), "link: call to %s given up", s.peerName()).Because(err).WithSent(fault.SentMaybe)
+		if st.local {
 			st.resetLocked(e, false)
 		}
-		e = st.err
-		flush := s.claimFlush()
-		s.mu.Unlock()
-		s.flushIf(flush)
 	}
+	flush := s.claimFlush()
+	s.mu.Unlock()
+	s.flushIf(flush)
 	return e
 }
 
