@@ -342,8 +342,6 @@ func (s *Session) onMore(h header, st *Stream, p []byte) (dispatch bool, perr *P
 		st.held += int64(len(p))
 		s.inbound.held += int64(len(p))
 		if s.inbound.held > s.cfg.MaxInflightBytes {
-			s.inbound.held -= st.held
-			st.held = 0
 			st.resetLocked(fault.New(opStream, fault.Exhausted, "too many bytes are in flight; try later"), st.more == moreHead)
 			return false, nil
 		}
@@ -460,10 +458,6 @@ func (s *Session) onReset(st *Stream, code fault.Code, refused bool, text string
 		sent = fault.SentNever
 	}
 	s.remove(st)
-	if st.more == moreHead && !st.local { // no handler runs that would do it
-		s.inbound.held -= st.held
-		st.held = 0
-	}
 	st.fail(fault.New(opStream, code, "link: %s ended the call: %s", s.peerName(), text).WithSent(sent))
 }
 

@@ -129,6 +129,10 @@ func (st *Stream) fail(e *fault.Error) {
 	}
 	if !st.local {
 		st.call.cancel(context.Canceled)
+		if !st.headDone { // no handler runs that would do it
+			st.s.inbound.held -= st.held
+			st.held = 0
+		}
 	}
 	st.leaveLine()
 	wake(st.rsig)
