@@ -100,8 +100,10 @@ const (
 	IllegalKey      Reason = "illegal_key"
 	ForbiddenTopic  Reason = "forbidden_topic"
 	BadMetadata     Reason = "bad_metadata"
-	BadEnvelope     Reason = "bad_envelope" // a CloudEvent that cannot be built
-	BadEntries      Reason = "bad_entries"  // bulk entries that contradict each other
+	BadEnvelope     Reason = "bad_envelope"        // a CloudEvent that cannot be built
+	BadEntries      Reason = "bad_entries"         // bulk entries that contradict each other
+	NotEntries      Reason = "bulk_not_entries"    // a bulk body that is no list of entries
+	EventMismatch   Reason = "bulk_event_mismatch" // a bulk event that does not fit its content type
 	NoTransactions  Reason = "no_transactions"
 	NoQuery         Reason = "no_query"
 	TooManyOps      Reason = "too_many_operations"
@@ -111,6 +113,7 @@ const (
 	BadOperation    Reason = "bad_operation" // an operation name the block does not have
 	NoApp           Reason = "no_app"        // this sidecar has no app channel
 	AppUnhealthy    Reason = "app_unhealthy"
+	AppUnreachable  Reason = "app_unreachable" // the app's port does not answer
 	PolicyRejected  Reason = "policy_rejected"
 )
 

@@ -92,8 +92,13 @@ type Desc struct {
 	Safety   Safety
 	// Streamed calls cannot be repeated: their body is consumed by the first attempt.
 	Streamed bool
-	// Attr looks up a header or metadata entry for rules; nil means there are none.
-	Attr func(name string) (string, bool)
+	// Attrs looks up headers or metadata for rules; nil means there are none.
+	Attrs Attrs
+}
+
+// Attrs gives rules access to a call's headers or metadata without copying them.
+type Attrs interface {
+	Lookup(name string) (string, bool)
 }
 
 // Call is one call in progress. Layers read it and keep their per-call state in it; it is

@@ -1,9 +1,16 @@
 package call
 
 import (
+	"context"
 	"io"
 	"strings"
 )
+
+// Responder receives the answer of an invocation while the call is still open. Respond writes
+// the whole answer, streamed body included, before it returns; the response is closed for it.
+type Responder interface {
+	Respond(ctx context.Context, resp *Response) error
+}
 
 // Field is one header or metadata entry. Names compare without regard to case; values are
 // opaque bytes (a gRPC "-bin" value is held decoded).
@@ -95,8 +102,7 @@ type Request struct {
 // Streamed reports whether the body cannot be sent twice.
 func (r *Request) Streamed() bool { return r.Stream != nil }
 
-// Response is the answer to a Request. Whoever receives one must read Stream to its end or
-// Close it.
+// Response is the answer to a Request.
 type Response struct {
 	Status  int    // HTTP status; for GRPC and gRPC apps the table of status mapping applies
 	Type    string // content type; empty when the app sent none
@@ -118,18 +124,30 @@ type Response struct {
 
 	// Upgrade is set on a 101: the raw connection to the app. Stream is nil then.
 	Upgrade io.ReadWriteCloser
+
+	// Held is what the response borrows (a pooled buffer that Data and Header point into);
+	// Close gives it back. Nil when it borrows nothing.
+	Held io.Closer
 }
 
-// Close releases the body early. It is safe on a response without a stream.
+// Close ends the use of the response: it releases an unread body and what the response
+// borrows. Data, Header and Trailer are not valid afterwards. Whoever receives a Response
+// must Close it, once; closing nil is fine.
 func (r *Response) Close() error {
 	if r == nil {
 		return nil
 	}
-	if r.Upgrade != nil {
-		return r.Upgrade.Close()
+	var err error
+	switch {
+	case r.Upgrade != nil:
+		err = r.Upgrade.Close()
+	case r.Stream != nil:
+		err = r.Stream.Close()
 	}
-	if r.Stream != nil {
-		return r.Stream.Close()
+	if r.Held != nil {
+		held := r.Held
+		r.Held = nil
+		held.Close()
 	}
-	return nil
+	return err
 }

@@ -64,10 +64,12 @@ const (
 	builtinPause   = time.Second
 )
 
-// builtinServiceRetry repeats a call to another app only when the app cannot have seen it:
-// a POST repeated after an ambiguous failure could act twice.
+// builtinServiceRetry repeats a call to another app only when the peer sidecar cannot have
+// seen it: a POST repeated after an ambiguous failure could act twice. An error with a reason
+// was given by a sidecar that answered (its app is down or unhealthy): that is an answer, not
+// a transport failure.
 func builtinServiceRetry(c *call.Call, err error) (time.Duration, bool) {
-	if c.Attempt > builtinRetries || fault.SentOf(err) != fault.SentNever {
+	if c.Attempt > builtinRetries || fault.SentOf(err) != fault.SentNever || fault.ReasonOf(err) != "" {
 		return 0, false
 	}
 	return builtinPause, true

@@ -1,0 +1,148 @@
+package apierr
+
+import (
+	"maps"
+	"slices"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/mecha-project/mecha/components/fault"
+)
+
+func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
+
+// General rows.
+var (
+	BadRequest         = Row{"ERR_BAD_REQUEST", 400, codes.InvalidArgument, ""}
+	MalformedRequest   = Row{"ERR_MALFORMED_REQUEST", 400, codes.InvalidArgument, ""}
+	BodyRead           = Row{"ERR_BODY_READ", 400, codes.InvalidArgument, ""}
+	Internal           = Row{"ERR_INTERNAL", 500, codes.Internal, ""}
+	Unclassified       = Row{"ERROR", 500, codes.Unknown, ""}
+	APIUnimplemented   = Row{"ERR_API_UNIMPLEMENTED", 501, codes.Unimplemented, ""}
+	NoInvokeTarget     = Row{"ERR_DIRECT_INVOKE", 404, codes.NotFound, ""}
+	DirectInvoke       = Row{"ERR_DIRECT_INVOKE", 500, codes.Internal, ""}
+	DirectInvokeDenied = Row{"ERR_DIRECT_INVOKE", 403, codes.Internal, ""}
+	HealthNotReady     = Row{"ERR_HEALTH_NOT_READY", 500, codes.Unavailable, ""}
+	OutboundNotReady   = Row{"ERR_OUTBOUND_HEALTH_NOT_READY", 500, codes.Unavailable, ""}
+	HealthAppID        = Row{"ERR_HEALTH_APPID_NOT_MATCH", 500, codes.Unavailable, ""}
+)
+
+// Rows of blocks that are not part of this sidecar yet: the answers Dapr gives when nothing
+// of the block is configured.
+var (
+	SecretStoresNotConfigured = Row{"ERR_SECRET_STORES_NOT_CONFIGURED", 500, codes.FailedPrecondition, ""}
+	LockStoreNotConfigured    = Row{"ERR_LOCK_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, ""}
+	CryptoNotConfigured       = Row{"ERR_CRYPTO_PROVIDERS_NOT_CONFIGURED", 500, codes.Internal, ""}
+	ConfigStoreNotConfigured  = Row{"ERR_CONFIGURATION_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, "ERR_CONFIGURATION_STORE_NOT_CONFIGURED"}
+	InvokeOutputBinding       = Row{"ERR_INVOKE_OUTPUT_BINDING", 500, codes.Internal, "ERR_INVOKE_OUTPUT_BINDING"}
+	ConversationNotFound      = Row{"ERR_CONVERSATION_NOT_FOUND", 400, codes.InvalidArgument, ""}
+	ActorNoPlacement          = Row{"ERR_ACTOR_NO_PLACEMENT", 400, codes.Unavailable, ""}
+	SchedulerJob              = Row{"DAPR_SCHEDULER_SCHEDULE_JOB", 500, codes.Internal, "DAPR_SCHEDULER_SCHEDULE_JOB"}
+	stateNotConfigured        = Row{"ERR_STATE_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, "DAPR_STATE_NOT_CONFIGURED"}
+	stateNotFound             = Row{"ERR_STATE_STORE_NOT_FOUND", 400, codes.InvalidArgument, "DAPR_STATE_NOT_FOUND"}
+	stateIllegalKey           = Row{"ERR_MALFORMED_REQUEST", 400, codes.InvalidArgument, "DAPR_STATE_ILLEGAL_KEY"}
+	stateNoTransactions       = Row{"ERR_STATE_STORE_NOT_SUPPORTED", 500, codes.Unimplemented, "DAPR_STATE_TRANSACTIONS_NOT_SUPPORTED"}
+	stateNoQuery              = Row{"ERR_STATE_STORE_NOT_SUPPORTED", 500, codes.Internal, "DAPR_STATE_QUERYING_NOT_SUPPORTED"}
+	stateTooManyOps           = Row{"ERR_STATE_STORE_TOO_MANY_TRANSACTIONS", 400, codes.InvalidArgument, "DAPR_STATE_TOO_MANY_TRANSACTIONS"}
+	stateBadOperation         = Row{"ERR_NOT_SUPPORTED_STATE_OPERATION", 400, codes.Unimplemented, "ERR_NOT_SUPPORTED_STATE_OPERATION"}
+	pubsubNotConfigured       = Row{"ERR_PUBSUB_NOT_CONFIGURED", 400, codes.FailedPrecondition, "DAPR_PUBSUB_NOT_CONFIGURED"}
+	pubsubEmpty               = Row{"ERR_PUBSUB_EMPTY", 404, codes.InvalidArgument, "DAPR_PUBSUB_NAME_EMPTY"}
+	pubsubNotFound            = Row{"ERR_PUBSUB_NOT_FOUND", 404, codes.InvalidArgument, "DAPR_PUBSUB_NOT_FOUND"}
+	pubsubTopicEmpty          = Row{"ERR_TOPIC_NAME_EMPTY", 404, codes.InvalidArgument, "DAPR_PUBSUB_TOPIC_NAME_EMPTY"}
+	pubsubForbidden           = Row{"ERR_PUBSUB_FORBIDDEN", 403, codes.PermissionDenied, "DAPR_PUBSUB_FORBIDDEN"}
+	pubsubPublish             = Row{"ERR_PUBSUB_PUBLISH_MESSAGE", 500, codes.Internal, "DAPR_PUBSUB_PUBLISH_MESSAGE"}
+	pubsubMetadata            = Row{"ERR_PUBSUB_REQUEST_METADATA", 400, codes.InvalidArgument, "DAPR_PUBSUB_METADATA_DESERIALIZATION"}
+	pubsubCloudEvent          = Row{"ERR_PUBSUB_CLOUD_EVENTS_SER", 500, codes.InvalidArgument, "DAPR_PUBSUB_CLOUD_EVENT_CREATION"}
+	pubsubMarshalEnvelope     = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_MARSHAL_ENVELOPE"}
+	pubsubMarshalEvents       = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_MARSHAL_EVENTS"}
+	pubsubUnmarshalEvents     = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_UNMARSHAL_EVENTS"}
+	stateTransactionsHelp     = "https://docs.dapr.io/reference/components-reference/supported-state-stores/"
+)
+
+// StateOp names a state operation on the wire.
+type StateOp string
+
+// The state operations; each is the errorCode of its plain failures.
+const (
+	StateGet         StateOp = "ERR_STATE_GET"
+	StateBulkGet     StateOp = "ERR_STATE_BULK_GET"
+	StateSave        StateOp = "ERR_STATE_SAVE"
+	StateDelete      StateOp = "ERR_STATE_DELETE"
+	StateBulkDelete  StateOp = "ERR_STATE_BULK_DELETE"
+	StateTransaction StateOp = "ERR_STATE_TRANSACTION"
+	StateQuery       StateOp = "ERR_STATE_QUERY"
+)
+
+// State translates an error of the state service.
+func State(op StateOp, store, appID string, err error) *Error {
+	res := &Resource{Type: "state", Name: store, Owner: appID}
+	switch fault.ReasonOf(err) {
+	case fault.NoComponents:
+		return &Error{Row: stateNotConfigured, Message: "state store is not configured", Metadata: map[string]string{"appID": appID}, Resource: res}
+	case fault.NoSuchComponent:
+		return &Error{Row: stateNotFound, Message: "state store " + store + " is not found", Metadata: map[string]string{"appID": appID}, Resource: res}
+	case fault.IllegalKey:
+		return &Error{Row: stateIllegalKey, Message: err.Error(), Resource: res, Field: &Field{Name: store, Description: err.Error()}}
+	case fault.EmptyName:
+		return &Error{Row: Row{"ERR_MALFORMED_REQUEST", 400, codes.InvalidArgument, string(op)}, Message: err.Error()}
+	case fault.NoTransactions:
+		return &Error{Row: stateNoTransactions, Message: "state store " + store + " doesn't support transactions", Resource: res, Help: stateTransactionsHelp}
+	case fault.NoQuery:
+		return &Error{Row: stateNoQuery, Message: "state store " + store + " doesn't support querying", Resource: res}
+	case fault.TooManyOps:
+		return &Error{Row: stateTooManyOps, Message: err.Error(), Resource: res}
+	case fault.BadOperation:
+		return &Error{Row: stateBadOperation, Message: err.Error()}
+	}
+	row := Row{string(op), 500, codes.Internal, string(op)}
+	switch {
+	case op == StateTransaction:
+		// Always 500/Internal, even for an etag mismatch: as Dapr has it.
+	case fault.Of(err) == fault.Conflict:
+		row.HTTP, row.GRPC = 409, codes.Aborted
+	case fault.Of(err) == fault.BadEtag:
+		row.HTTP, row.GRPC = 400, codes.InvalidArgument
+	}
+	return &Error{Row: row, Message: err.Error()}
+}
+
+// Publish translates an error of publishing.
+func Publish(pubsub, topic, appID string, metadata map[string]string, err error) *Error {
+	about := map[string]string{"appID": appID, "error": err.Error(), "topic": topic}
+	switch fault.ReasonOf(err) {
+	case fault.NoComponents, fault.NoSuchComponent:
+		return &Error{Row: pubsubNotFound, Message: "pubsub " + pubsub + " is not found"}
+	case fault.EmptyName:
+		return &Error{Row: pubsubEmpty, Message: "pubsub name is empty"}
+	case fault.NoTopic:
+		return &Error{Row: pubsubTopicEmpty, Message: "topic is empty in pubsub " + pubsub, Metadata: map[string]string{}}
+	case fault.ForbiddenTopic:
+		return &Error{Row: pubsubForbidden, Message: err.Error(), Metadata: about}
+	case fault.BadMetadata:
+		return &Error{Row: pubsubMetadata, Message: err.Error(), Metadata: metadata}
+	case fault.BadEnvelope:
+		return &Error{Row: pubsubCloudEvent, Message: "cannot create cloudevent: " + err.Error(), Metadata: map[string]string{"appID": appID, "error": err.Error()}}
+	case fault.BadEntries:
+		return &Error{Row: pubsubMarshalEvents, Message: err.Error(), Metadata: about}
+	case fault.EventMismatch:
+		return &Error{Row: pubsubMarshalEnvelope, Message: err.Error(), Metadata: about}
+	case fault.NotEntries:
+		return &Error{Row: pubsubUnmarshalEvents, Message: err.Error(), Metadata: about}
+	}
+	return &Error{Row: pubsubPublish, Message: "error when publish to topic " + topic + " in pubsub " + pubsub + ": " + err.Error(), Metadata: about}
+}
+
+// Invoke translates an error of service invocation.
+func Invoke(target string, err error) *Error {
+	if fault.ReasonOf(err) == fault.NoTarget && target == "" {
+		return NoInvokeTarget.Because("failed getting app id either from the URL path or the header dapr-app-id")
+	}
+	row := DirectInvoke
+	if fault.Of(err) == fault.Denied {
+		row = DirectInvokeDenied
+	}
+	if fault.Of(err) == fault.Deadline {
+		row.GRPC = codes.DeadlineExceeded
+	}
+	return row.Because("failed to invoke, id: " + target + ", err: " + err.Error())
+}

@@ -1,0 +1,149 @@
+package grpcapi
+
+import (
+	"net/textproto"
+	"strconv"
+	"strings"
+
+	spb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/mecha-project/mecha/runtime/call"
+)
+
+// fieldsOf turns metadata into fields. Pseudo headers and what gRPC itself manages stay behind;
+// keep decides about the rest (nil keeps all).
+func fieldsOf(md metadata.MD, keep func(name string) bool) call.Fields {
+	fs := make(call.Fields, 0, len(md)+6)
+	for name, values := range md {
+		if strings.HasPrefix(name, ":") || managed(name) || (keep != nil && !keep(name)) {
+			continue
+		}
+		for _, v := range values {
+			fs = append(fs, call.Field{Name: name, Value: v})
+		}
+	}
+	return fs
+}
+
+// managed names belong to one gRPC connection, not to the call.
+func managed(name string) bool {
+	switch name {
+	case "content-type", "user-agent", "te", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding",
+		"grpc-status", "grpc-message", "grpc-status-details-bin", "content-length", "connection":
+		return true
+	}
+	return false
+}
+
+// metadataOf turns fields into metadata, with lower-case names.
+func metadataOf(fs call.Fields) metadata.MD {
+	md := make(metadata.MD, len(fs))
+	for i := range fs {
+		name := lower(fs[i].Name)
+		if strings.HasPrefix(name, ":") || managed(name) {
+			continue
+		}
+		md[name] = append(md[name], fs[i].Value)
+	}
+	return md
+}
+
+func lower(s string) string {
+	for i := 0; i < len(s); i++ {
+		if 'A' <= s[i] && s[i] <= 'Z' {
+			return strings.ToLower(s)
+		}
+	}
+	return s
+}
+
+// Names of the trailing fields in which a proxied call's status travels.
+const (
+	trailerStatus  = "grpc-status"
+	trailerMessage = "grpc-message"
+	trailerDetails = "grpc-status-details-bin"
+)
+
+// statusTrailer writes a status behind the app's own trailers.
+func statusTrailer(md metadata.MD, st *status.Status) call.Fields {
+	fs := fieldsOf(md, nil)
+	fs.Add(trailerStatus, strconv.Itoa(int(st.Code())))
+	if st.Message() != "" {
+		fs.Add(trailerMessage, st.Message())
+	}
+	if p := st.Proto(); len(p.GetDetails()) > 0 {
+		if raw, err := proto.Marshal(p); err == nil {
+			fs.Add(trailerDetails, string(raw))
+		}
+	}
+	return fs
+}
+
+// trailerOf reads a status back and leaves the app's trailers.
+func trailerOf(fs call.Fields) (metadata.MD, *status.Status) {
+	code, err := strconv.Atoi(fs.Get(trailerStatus))
+	if err != nil {
+		return nil, status.New(codes.Unknown, "the proxied call ended without a status")
+	}
+	md := metadataOf(fs)
+	if raw := fs.Get(trailerDetails); raw != "" {
+		var p spb.Status
+		if proto.Unmarshal([]byte(raw), &p) == nil {
+			return md, status.FromProto(&p)
+		}
+	}
+	return md, status.New(codes.Code(code), fs.Get(trailerMessage))
+}
+
+// permanent are the HTTP headers that Dapr calls permanent: as gRPC metadata they get the
+// prefix "dapr-".
+var permanent = map[string]bool{}
+
+func init() {
+	for _, h := range []string{"Accept", "Accept-Charset", "Accept-Language", "Accept-Ranges", "Cache-Control",
+		"Connection", "Content-Type", "Content-Length", "Cookie", "Date", "Expect", "From", "Host", "If-Match", "If-Modified-Since",
+		"If-None-Match", "If-Schedule-Tag-Match", "If-Unmodified-Since", "Keep-Alive", "Max-Forwards", "Origin", "Pragma",
+		"Proxy-Connection", "Referer", "Transfer-Encoding", "Upgrade", "Via", "Warning"} {
+		permanent[strings.ToLower(h)] = true
+	}
+}
+
+// prefixed turns HTTP headers into metadata for a gRPC app or caller: permanent headers as
+// dapr-<name>, others as they are.
+func prefixed(fs call.Fields, md metadata.MD) metadata.MD {
+	for i := range fs {
+		name := lower(fs[i].Name)
+		if permanent[name] {
+			name = "dapr-" + name
+		} else if managed(name) {
+			continue
+		}
+		md[name] = append(md[name], fs[i].Value)
+	}
+	return md
+}
+
+// httpFields turns a gRPC caller's metadata into headers for an HTTP app: "-bin" entries stay
+// behind, grpc-* and the authority get the prefix "dapr-".
+func httpFields(md metadata.MD) call.Fields {
+	fs := make(call.Fields, 0, len(md)+6)
+	for name, values := range md {
+		if strings.HasSuffix(name, "-bin") || name == "content-type" || name == "content-length" || name == "te" {
+			continue
+		}
+		switch {
+		case strings.HasPrefix(name, ":"):
+			name = "dapr-" + name[1:]
+		case strings.HasPrefix(name, "grpc-"):
+			name = "dapr-" + name
+		}
+		for _, v := range values {
+			fs = append(fs, call.Field{Name: textproto.CanonicalMIMEHeaderKey(name), Value: v})
+		}
+	}
+	return fs
+}

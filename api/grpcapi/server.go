@@ -1,0 +1,257 @@
+package grpcapi
+
+import (
+	"context"
+	"crypto/subtle"
+	"log/slog"
+	"net"
+	"strings"
+	"time"
+
+	runtimev1 "github.com/dapr/dapr/pkg/proto/runtime/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+
+	"github.com/mecha-project/mecha/api/apierr"
+	"github.com/mecha-project/mecha/runtime/about"
+	"github.com/mecha-project/mecha/runtime/call"
+)
+
+// Invoker is service invocation.
+type Invoker interface {
+	Invoke(ctx context.Context, req *call.Request, out call.Responder) error
+}
+
+// Observer measures and logs finished API calls.
+type Observer interface {
+	GRPCServed(method string, code codes.Code, userAgent string, took time.Duration)
+}
+
+// Tracing gives each call its span; nil leaves trace metadata alone.
+type Tracing interface {
+	// GRPCBegin starts the call's span. The returned metadata go to the caller as headers.
+	// refused is the text of an InvalidArgument answer.
+	GRPCBegin(ctx context.Context, method string, md metadata.MD) (next context.Context, span Span, refused string)
+}
+
+// Span is one call's span.
+type Span interface {
+	Response() metadata.MD
+	End(code codes.Code)
+}
+
+// Options make a Server. Optional fields are off when zero.
+type Options struct {
+	AppID      string
+	Token      string // DAPR_API_TOKEN
+	MaxMessage int    // bytes of one message; below zero: no limit
+	MaxHeader  int    // bytes of the header list
+	Allow      *Rules
+
+	Invoke  Invoker
+	State   State
+	PubSub  PubSub
+	About   *about.Sidecar
+	Observe Observer
+	Tracing Tracing
+	Log     *slog.Logger
+}
+
+// Server answers Dapr's gRPC API and proxies every other service.
+type Server struct {
+	runtimev1.UnimplementedDaprServer
+	o    Options
+	wire *grpc.Server
+}
+
+// New makes a server. Serve it on any number of listeners.
+func New(o Options) *Server {
+	s := &Server{o: o}
+	limit := o.MaxMessage
+	if limit <= 0 {
+		limit = 1<<31 - 1
+	}
+	opts := []grpc.ServerOption{
+		grpc.ForceServerCodecV2(newCodec()),
+		grpc.MaxRecvMsgSize(limit), grpc.MaxSendMsgSize(limit),
+		grpc.UnknownServiceHandler(s.proxy),
+		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
+		// SDK clients ping at most every 8 s, also without streams.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 8 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 3 * time.Minute, Time: 10 * time.Second, Timeout: 5 * time.Second}),
+		grpc.WaitForHandlers(true),
+	}
+	if o.MaxHeader > 0 {
+		opts = append(opts, grpc.MaxHeaderListSize(uint32(o.MaxHeader)))
+	}
+	s.wire = grpc.NewServer(opts...)
+	runtimev1.RegisterDaprServer(s.wire, s)
+	reflection.Register(s.wire)
+	return s
+}
+
+// Serve answers on l until Drain, then returns nil.
+func (s *Server) Serve(_ context.Context, l net.Listener) error { return s.wire.Serve(l) }
+
+// Drain lets running calls finish until ctx ends, then breaks them. (Shutdown is an RPC.)
+func (s *Server) Drain(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() { s.wire.GracefulStop(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		s.wire.Stop()
+		<-done
+		return ctx.Err()
+	}
+}
+
+// admit judges a call before any handler: token, API lists. It returns the context without the
+// token, which must not travel on.
+func (s *Server) admit(ctx context.Context, method string) (context.Context, metadata.MD, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	if s.o.Token != "" {
+		if err := s.checkToken(md); err != nil {
+			return ctx, md, err
+		}
+		md = md.Copy()
+		delete(md, tokenKey)
+		ctx = metadata.NewIncomingContext(ctx, md)
+	}
+	if !s.o.Allow.GRPC(method) {
+		return ctx, md, (&apierr.Error{Row: apierr.Row{GRPC: codes.Unimplemented, Info: "Not Implemented"}, Message: "Not Implemented",
+			Metadata: map[string]string{"http.code": "501", "http.error_message": "requested endpoint is not available"}}).Status().Err()
+	}
+	return ctx, md, nil
+}
+
+func (s *Server) checkToken(md metadata.MD) error {
+	got := md[tokenKey]
+	text := "authentication error: api token mismatch"
+	if len(got) == 0 {
+		text = "missing api token in request metadata"
+	} else if subtle.ConstantTimeCompare([]byte(got[0]), []byte(s.o.Token)) == 1 {
+		return nil
+	}
+	return apierr.FromHTTPApp(401, "Unauthorized", []byte(text)).Err()
+}
+
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	start := time.Now()
+	ctx, md, err := s.admit(ctx, info.FullMethod)
+	if err == nil {
+		ctx, span, refused := s.begin(ctx, info.FullMethod, md)
+		if refused != nil {
+			err = refused
+		} else {
+			resp, err = guarded(func() (any, error) { return handler(ctx, req) })
+		}
+		if span != nil {
+			_ = grpc.SetHeader(ctx, span.Response())
+			span.End(status.Code(err))
+		}
+	}
+	s.observe(info.FullMethod, md, err, start)
+	return resp, err
+}
+
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	start := time.Now()
+	ctx, md, err := s.admit(ss.Context(), info.FullMethod)
+	if err == nil {
+		var span Span
+		ctx, span, err = s.begin(ctx, info.FullMethod, md)
+		if err == nil {
+			if ctx != ss.Context() {
+				ss = &withContext{ss, ctx}
+			}
+			if span != nil {
+				_ = ss.SetHeader(span.Response())
+			}
+			_, err = guarded(func() (any, error) { return nil, handler(srv, ss) })
+		}
+		if span != nil {
+			span.End(status.Code(err))
+		}
+	}
+	s.observe(info.FullMethod, md, err, start)
+	return err
+}
+
+func (s *Server) begin(ctx context.Context, method string, md metadata.MD) (context.Context, Span, error) {
+	if s.o.Tracing == nil {
+		return ctx, nil, nil
+	}
+	ctx, span, refused := s.o.Tracing.GRPCBegin(ctx, method, md)
+	if refused != "" {
+		return ctx, span, status.Error(codes.InvalidArgument, refused)
+	}
+	return ctx, span, nil
+}
+
+func (s *Server) observe(method string, md metadata.MD, err error, start time.Time) {
+	if s.o.Observe != nil {
+		s.o.Observe.GRPCServed(method, status.Code(err), first(md, "user-agent"), time.Since(start))
+	}
+}
+
+// guarded makes a panic in a handler that call's error.
+func guarded(f func() (any, error)) (out any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = status.Error(codes.Internal, call.Panicked(p).Error())
+		}
+	}()
+	return f()
+}
+
+type withContext struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (w *withContext) Context() context.Context { return w.ctx }
+
+// Rule is one entry of the API lists.
+type Rule struct{ Name, Version, Protocol string }
+
+// Rules are the API allow and deny lists. Nil allows everything.
+type Rules struct{ Allowed, Denied []Rule }
+
+// GRPC reports whether a method is served. Only Dapr's own methods are listed; proxied calls
+// always pass.
+func (r *Rules) GRPC(fullMethod string) bool {
+	if r == nil || !strings.HasPrefix(fullMethod, "/dapr.proto.runtime.") {
+		return true
+	}
+	name := fullMethod[strings.LastIndexByte(fullMethod, '/')+1:]
+	any, hit := has(r.Allowed, name)
+	if any && !hit {
+		return false
+	}
+	_, denied := has(r.Denied, name)
+	return !denied
+}
+
+func has(rules []Rule, method string) (any, hit bool) {
+	for _, rule := range rules {
+		if rule.Protocol != "grpc" {
+			continue
+		}
+		any = true
+		if groups[rule.Name+"."+shortVersion(rule.Version)][method] {
+			return true, true
+		}
+	}
+	return any, false
+}
+
+func shortVersion(v string) string {
+	v = strings.ReplaceAll(v, ".0", "")
+	return strings.ReplaceAll(v, "-", "")
+}

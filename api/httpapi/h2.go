@@ -1,0 +1,138 @@
+package httpapi
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+
+	"golang.org/x/net/http2"
+
+	"github.com/mecha-project/mecha/api/h1"
+	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/call"
+)
+
+// h2server answers connections that speak HTTP/2 with prior knowledge. It is not the hot
+// path, so the standard implementation serves behind the exchange interface.
+type h2server struct {
+	wire *http2.Server
+	base *http.Server
+	ctx  context.Context
+	stop context.CancelFunc
+}
+
+func newH2Server(o Options, handle func(exchange)) *h2server {
+	ctx, stop := context.WithCancel(context.Background())
+	s := &h2server{ctx: ctx, stop: stop, wire: &http2.Server{MaxConcurrentStreams: 1000}}
+	s.base = &http.Server{
+		MaxHeaderBytes: o.MaxHeader,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			handle(&h2exchange{w: w, req: req})
+		}),
+	}
+	return s
+}
+
+func (s *h2server) serve(c net.Conn) {
+	s.wire.ServeConn(c, &http2.ServeConnOpts{Context: s.ctx, BaseConfig: s.base})
+}
+
+func (s *h2server) close() { s.stop() }
+
+// h2exchange is one HTTP/2 stream in the shape of an HTTP/1.1 exchange.
+type h2exchange struct {
+	w      http.ResponseWriter
+	req    *http.Request
+	fields call.Fields
+}
+
+func (x *h2exchange) Method() string { return x.req.Method }
+func (x *h2exchange) Target() string { return x.req.URL.RequestURI() }
+func (x *h2exchange) Host() string   { return x.req.Host }
+
+func (x *h2exchange) Header() call.Fields {
+	if x.fields == nil {
+		x.fields = fieldsOf(x.req.Header)
+	}
+	return x.fields
+}
+
+func (x *h2exchange) ContentLength() int64 { return x.req.ContentLength }
+func (x *h2exchange) Body() io.Reader      { return x.req.Body }
+
+func (x *h2exchange) ReadBody(limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(x.req.Body, limit+1))
+	if int64(len(b)) > limit {
+		return nil, errTooLarge(limit)
+	}
+	return b, fault.Wrap("httpapi.h2.ReadBody", fault.Canceled, err)
+}
+
+func (x *h2exchange) RequestTrailer() call.Fields { return fieldsOf(x.req.Trailer) }
+func (x *h2exchange) Context() context.Context    { return x.req.Context() }
+
+func (x *h2exchange) RemoteAddr() net.Addr {
+	a, err := net.ResolveTCPAddr("tcp", x.req.RemoteAddr)
+	if err != nil {
+		return nil
+	}
+	return a
+}
+
+func (x *h2exchange) Respond(status int, fields call.Fields, body []byte) error {
+	if len(body) > 0 || (status >= 200 && status != 204 && status != 304) {
+		fields.Set("Content-Length", strconv.Itoa(len(body)))
+	}
+	x.head(status, fields)
+	_, err := x.w.Write(body)
+	return err
+}
+
+func (x *h2exchange) Start(status int, fields call.Fields, length int64) error {
+	if length >= 0 {
+		fields.Set("Content-Length", itoa(length))
+	}
+	x.head(status, fields)
+	return x.Flush()
+}
+
+func (x *h2exchange) head(status int, fields call.Fields) {
+	h := x.w.Header()
+	clear(h)
+	for _, f := range fields {
+		if !h1.HopByHop(f.Name) {
+			h.Add(f.Name, f.Value)
+		}
+	}
+	x.w.WriteHeader(status)
+}
+
+func (x *h2exchange) Write(p []byte) (int, error) { return x.w.Write(p) }
+func (x *h2exchange) Flush() error                { return http.NewResponseController(x.w).Flush() }
+
+func (x *h2exchange) End(trailer call.Fields) error {
+	for _, f := range trailer {
+		x.w.Header().Add(http.TrailerPrefix+f.Name, f.Value)
+	}
+	return nil
+}
+
+func (x *h2exchange) Inform(status int, fields call.Fields) error {
+	x.head(status, fields)
+	return nil
+}
+
+// Abort resets the stream.
+func (x *h2exchange) Abort() { panic(http.ErrAbortHandler) }
+
+func fieldsOf(h http.Header) call.Fields {
+	fs := make(call.Fields, 0, len(h)+2)
+	for name, values := range h {
+		for _, v := range values {
+			fs = append(fs, call.Field{Name: name, Value: v})
+		}
+	}
+	return fs
+}

@@ -1,0 +1,256 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+
+	spb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/mecha-project/mecha/api/apierr"
+	"github.com/mecha-project/mecha/api/h1"
+	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/call"
+)
+
+// inlineBody is the size up to which a request body of known length is read whole before the
+// call begins: it then travels in one piece and can be repeated. Larger and unknown lengths
+// are streamed.
+const inlineBody = 64 << 10
+
+const appIDHeader = "dapr-app-id"
+
+// invokePath is POST /v1.0/invoke/<target>/method/<method> and its kin. The target may be a
+// URL, raw or escaped, so it is taken from the path before slashes were collapsed.
+func (s *Server) invokePath(r *Request, _ args) {
+	if id := r.Header.Get(appIDHeader); id != "" {
+		// An explicit header wins over the path; the path is then the method itself.
+		s.invokeHeader(r, id)
+		return
+	}
+	target, method, ok := splitInvoke(r.Path)
+	if !ok || isCollapsedURL(target) {
+		if i := strings.Index(r.raw, "invoke/"); i >= 0 && strings.Contains(r.raw, "/method/") {
+			target, method, ok = splitInvoke(r.raw)
+		}
+	}
+	if !ok || target == "" {
+		r.Fail(apierr.Invoke("", errNoTarget))
+		return
+	}
+	s.invoke(r, unescape(target), method)
+}
+
+func splitInvoke(path string) (target, method string, ok bool) {
+	const prefix = "/v1.0/invoke/"
+	i := strings.Index(path, prefix)
+	if i < 0 {
+		return "", "", false
+	}
+	return strings.Cut(path[i+len(prefix):], "/method/")
+}
+
+func isCollapsedURL(target string) bool {
+	return strings.HasPrefix(target, "http:/") || strings.HasPrefix(target, "https:/")
+}
+
+var errNoTarget = fault.New("httpapi.invoke", fault.Invalid, "no target").With(fault.NoTarget)
+
+// invokeFallback serves every request no route took: the target is in a header, the whole path
+// is the method.
+func (s *Server) invokeFallback(r *Request) {
+	r.route = opInvoke.name
+	if id := r.Header.Get(appIDHeader); id != "" {
+		s.invokeHeader(r, id)
+		return
+	}
+	if id := basicAuthTarget(r.Header.Get("Authorization")); id != "" {
+		s.invoke(r, id, strings.TrimPrefix(r.Path, "/"))
+		return
+	}
+	r.Fail(apierr.Invoke("", errNoTarget))
+}
+
+func (s *Server) invokeHeader(r *Request, id string) {
+	r.Header.Del(appIDHeader)
+	s.invoke(r, id, strings.TrimPrefix(r.Path, "/"))
+}
+
+// basicAuthTarget reads the target from "Basic base64(dapr-app-id:<id>)".
+func basicAuthTarget(auth string) string {
+	const scheme = "Basic "
+	if len(auth) <= len(scheme) || !strings.EqualFold(auth[:len(scheme)], scheme) {
+		return ""
+	}
+	raw, err := base64.StdEncoding.DecodeString(auth[len(scheme):])
+	if err != nil {
+		return ""
+	}
+	user, id, ok := strings.Cut(string(raw), ":")
+	if !ok || !strings.EqualFold(user, appIDHeader) {
+		return ""
+	}
+	return id
+}
+
+// invoke carries the request to an app and its answer back.
+func (s *Server) invoke(r *Request, target, escapedMethod string) {
+	r.route = opInvoke.name
+	if s.o.Observe != nil {
+		r.route += "/" + target
+	}
+	method, err := cleanMethod(escapedMethod)
+	if err == nil && r.Method == http.MethodConnect {
+		err = fault.New("httpapi.invoke", fault.Invalid, "invalid HTTP verb")
+	}
+	if err != nil {
+		r.Fail(apierr.Invoke(target, err))
+		return
+	}
+	req := &call.Request{Protocol: call.HTTP, Target: target, Verb: verb(r.Method), Path: method, Query: r.Query,
+		Type: r.Header.Get("Content-Type"), Inform: r.inform}
+	if err := r.takeBody(req); err != nil {
+		r.Fail(apierr.Invoke(target, err))
+		return
+	}
+	req.Header = h1.EndToEnd(make(call.Fields, 0, len(r.Header)+6), r.Header)
+	if err := s.o.Invoke.Invoke(r.Context(), req, invokeResponder{r}); err != nil && r.status == 0 {
+		r.Fail(apierr.Invoke(target, err))
+	}
+}
+
+// verb maps a verb to one the invocation API knows; any other is a POST, as in Dapr.
+func verb(m string) string {
+	switch m {
+	case "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH":
+		return m
+	}
+	return "POST"
+}
+
+// takeBody gives the request its body: bytes when it is small, else a bounded stream.
+func (r *Request) takeBody(req *call.Request) error {
+	n := r.x.ContentLength()
+	switch {
+	case r.hasBody:
+		req.Data, req.Length = r.body, int64(len(r.body))
+		return nil
+	case n >= 0 && n <= inlineBody:
+		body, err := r.Body()
+		req.Data, req.Length = body, n
+		return err
+	}
+	limit := r.s.o.MaxBody
+	if limit >= 0 && n > limit {
+		return errTooLarge(limit)
+	}
+	body := r.x.Body()
+	if limit >= 0 && n < 0 {
+		body = &limited{r: body, n: limit}
+	}
+	req.Stream, req.Length = io.NopCloser(body), n
+	return nil
+}
+
+func (r *Request) inform(status int, fields call.Fields) {
+	_ = r.x.Inform(status, h1.EndToEnd(nil, fields))
+}
+
+// respondCall writes an app's answer to the caller.
+func (r *Request) respondCall(resp *call.Response) error {
+	fields, body := r.answerHead(resp)
+	if resp.Stream == nil {
+		if r.replace != nil {
+			body = r.replace(body)
+		}
+		r.status, r.out = resp.Status, int64(len(body))
+		return r.x.Respond(resp.Status, fields, body)
+	}
+	return r.stream(resp, fields)
+}
+
+// answerHead builds status, headers and, for a gRPC app, the body an HTTP caller sees.
+func (r *Request) answerHead(resp *call.Response) (call.Fields, []byte) {
+	body := resp.Data
+	typ := resp.Type
+	switch {
+	case resp.GRPCStatus != nil:
+		resp.Status, body = grpcFailure(resp.GRPCStatus)
+		typ = "text/plain; charset=utf-8"
+	case resp.FromGRPC && resp.TypeURL != "":
+		typ = "application/x-protobuf"
+	}
+	fields := h1.EndToEnd(make(call.Fields, 0, len(resp.Header)+3), resp.Header)
+	if typ == "" && resp.Stream == nil && len(body) > 0 {
+		typ = http.DetectContentType(body)
+	}
+	if typ != "" {
+		fields.Set("Content-Type", typ)
+	}
+	if r.span != nil {
+		fields = r.span.Response(fields)
+	}
+	return r.decorate(fields), body
+}
+
+// grpcFailure shows a gRPC app's error to an HTTP caller: the status as JSON.
+func grpcFailure(raw []byte) (status int, body []byte) {
+	var st spb.Status
+	if err := proto.Unmarshal(raw, &st); err != nil {
+		return 500, []byte(`{"code":2,"message":"the app's status could not be read"}`)
+	}
+	body, err := protojson.Marshal(&st)
+	if err != nil { // details of types this binary does not know
+		st.Details = nil
+		body, _ = protojson.Marshal(&st)
+	}
+	return apierr.HTTPFromGRPC(codes.Code(st.Code)), body
+}
+
+// stream copies a body as it comes, flushing whatever is there before waiting for more.
+func (r *Request) stream(resp *call.Response, fields call.Fields) error {
+	r.status = resp.Status
+	if err := r.x.Start(resp.Status, fields, resp.Length); err != nil {
+		return fault.Wrap("httpapi.respond", fault.Canceled, err)
+	}
+	buf := takeChunk()
+	defer giveChunk(buf)
+	for {
+		n, err := resp.Stream.Read(*buf)
+		if n > 0 {
+			r.out += int64(n)
+			_, werr := r.x.Write((*buf)[:n])
+			if werr == nil {
+				werr = r.x.Flush()
+			}
+			if werr != nil {
+				return fault.Wrap("httpapi.respond", fault.Canceled, werr)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			r.x.Abort() // the caller must see that the body is not whole
+			return err
+		}
+	}
+	var trailer call.Fields
+	if resp.Trailer != nil {
+		trailer = h1.EndToEnd(nil, resp.Trailer())
+	}
+	return fault.Wrap("httpapi.respond", fault.Canceled, r.x.End(trailer))
+}
+
+type invokeResponder struct{ *Request }
+
+// Respond implements call.Responder.
+func (i invokeResponder) Respond(_ context.Context, resp *call.Response) error {
+	return i.Request.respondCall(resp)
+}

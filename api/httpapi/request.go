@@ -1,0 +1,179 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/mecha-project/mecha/api/apierr"
+	"github.com/mecha-project/mecha/runtime/call"
+)
+
+// Request is one API request (or, in appHttpPipeline, one call to the app) on its way through
+// the edge. It is reused after its handler returned.
+type Request struct {
+	Method string
+	// Path is the request path as sent, without query, duplicate slashes collapsed and still
+	// percent-encoded. Middleware may change it.
+	Path  string
+	Query string // raw, without '?'
+	// Header holds the request's fields, hop-by-hop ones included.
+	Header call.Fields
+
+	x       exchange
+	s       *Server
+	raw     string // path before collapsing, for URL targets
+	route   string
+	ctx     context.Context
+	span    Span
+	start   time.Time
+	status  int
+	in, out int64
+	badPath bool
+	body    []byte // replaced or read body
+	hasBody bool
+	replace func([]byte) []byte // response body filter
+	cors    string              // value of Access-Control-Allow-Origin; empty: not sent
+}
+
+func (r *Request) begin(s *Server, x exchange) {
+	*r = Request{s: s, x: x, Method: x.Method(), Header: x.Header(), start: time.Now()}
+	target := x.Target()
+	if !strings.HasPrefix(target, "/") {
+		target = originForm(target)
+	}
+	if i := strings.IndexByte(target, '?'); i >= 0 {
+		target, r.Query = target[:i], target[i+1:]
+	}
+	r.raw = target
+	r.Path = collapse(target)
+	r.badPath = !validEscapes(target)
+}
+
+func (r *Request) reset() { *r = Request{} }
+
+// Context is the request's context: it ends when the caller goes away.
+func (r *Request) Context() context.Context {
+	if r.ctx != nil {
+		return r.ctx
+	}
+	return r.x.Context()
+}
+
+// health reports a probe of the sidecar's own health.
+func (r *Request) health() bool { return isTokenless(r.Path) }
+
+// Body reads the whole request body. The bytes are valid until the request is answered.
+func (r *Request) Body() ([]byte, error) {
+	if r.hasBody {
+		return r.body, nil
+	}
+	limit := r.s.o.MaxBody
+	if limit < 0 {
+		limit = 1<<62 - 1
+	}
+	b, err := r.x.ReadBody(limit)
+	if err != nil {
+		return nil, err
+	}
+	r.body, r.hasBody, r.in = b, true, int64(len(b))
+	return b, nil
+}
+
+// SetBody replaces the request body, for middleware.
+func (r *Request) SetBody(b []byte) { r.body, r.hasBody = b, true }
+
+// FilterResponse makes every whole response body pass through f, for middleware.
+func (r *Request) FilterResponse(f func([]byte) []byte) { r.replace = f }
+
+// RemoteHost is the caller's address without port.
+func (r *Request) RemoteHost() string {
+	a := r.x.RemoteAddr()
+	if a == nil {
+		return ""
+	}
+	s := a.String()
+	if i := strings.LastIndexByte(s, ':'); i >= 0 {
+		return strings.Trim(s[:i], "[]")
+	}
+	return s
+}
+
+// Param returns the first query parameter of a name, decoded.
+func (r *Request) Param(name string) string {
+	v, _ := queryParam(r.Query, name)
+	return v
+}
+
+// Metadata collects the query parameters "metadata.<key>"; nil when there are none.
+func (r *Request) Metadata() map[string]string {
+	if !strings.Contains(r.Query, "metadata.") {
+		return nil
+	}
+	var m map[string]string
+	eachParam(r.Query, func(k, v string) bool {
+		if key, ok := strings.CutPrefix(k, "metadata."); ok {
+			if m == nil {
+				m = map[string]string{}
+			}
+			if _, seen := m[key]; !seen {
+				m[key] = v
+			}
+		}
+		return true
+	})
+	return m
+}
+
+// Respond answers with a whole body.
+func (r *Request) Respond(status int, fields call.Fields, body []byte) {
+	if r.replace != nil && len(body) > 0 {
+		body = r.replace(body)
+	}
+	r.status, r.out = status, int64(len(body))
+	if r.span != nil {
+		fields = r.span.Response(fields)
+	}
+	_ = r.x.Respond(status, r.decorate(fields), body) // a caller that left is not our error
+}
+
+// decorate adds what every answer carries.
+func (r *Request) decorate(fields call.Fields) call.Fields {
+	if r.s != nil && len(r.s.o.Origins) > 0 && fields.Get("Vary") == "" {
+		fields = append(fields, call.Field{Name: "Vary", Value: "Origin"})
+	}
+	if r.cors != "" {
+		fields = append(fields, call.Field{Name: "Access-Control-Allow-Origin", Value: r.cors})
+	}
+	return fields
+}
+
+var (
+	jsonType = call.Fields{{Name: "Content-Type", Value: "application/json"}}
+	textType = call.Fields{{Name: "Content-Type", Value: "text/plain; charset=utf-8"}}
+)
+
+// JSON answers with a JSON document.
+func (r *Request) JSON(status int, body []byte) {
+	r.Respond(status, append(make(call.Fields, 0, 4), jsonType...), body)
+}
+
+// Text answers with plain text.
+func (r *Request) Text(status int, body string) {
+	r.Respond(status, append(make(call.Fields, 0, 4), textType...), []byte(body))
+}
+
+// Empty answers 204.
+func (r *Request) Empty() { r.Respond(http.StatusNoContent, nil, nil) }
+
+// Fail answers with an error of the table.
+func (r *Request) Fail(e *apierr.Error) {
+	if rec, ok := r.s.o.Observe.(interface{ ErrorCode(string) }); ok {
+		rec.ErrorCode(e.Tag)
+	}
+	r.JSON(e.HTTP, e.JSON())
+}
+
+func itoa(n int64) string { return strconv.FormatInt(n, 10) }

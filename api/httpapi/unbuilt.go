@@ -1,0 +1,42 @@
+package httpapi
+
+import "github.com/mecha-project/mecha/api/apierr"
+
+// Blocks that this sidecar does not have yet answer as Dapr does when nothing of the block is
+// configured, so that an SDK's error handling works.
+
+func noConfig(_ *Server, r *Request, _ args) {
+	r.Fail(apierr.ConfigStoreNotConfigured.Because("configuration stores not configured"))
+}
+
+func noLock(_ *Server, r *Request, _ args) {
+	r.Fail(apierr.LockStoreNotConfigured.Because("lock store is not configured"))
+}
+
+func noSecrets(_ *Server, r *Request, _ args) {
+	r.Fail(apierr.SecretStoresNotConfigured.Because("secret store is not configured"))
+}
+
+func noBinding(_ *Server, r *Request, a args) {
+	r.Fail(apierr.InvokeOutputBinding.Because("error invoking output binding " + a[0] + ": couldn't find output binding " + a[0]))
+}
+
+func noJobs(_ *Server, r *Request, _ args) {
+	r.Fail(apierr.SchedulerJob.Because("jobs are not available: this sidecar has no scheduler"))
+}
+
+func noActors(_ *Server, r *Request, _ args) {
+	r.Fail(apierr.ActorNoPlacement.Because("placement service is not configured; actors and workflows are not available"))
+}
+
+func noCrypto(_ *Server, r *Request, _ args) {
+	r.Fail(apierr.CryptoNotConfigured.Because("crypto providers not configured"))
+}
+
+func noSubtle(_ *Server, r *Request, _ args) {
+	r.Fail(apierr.APIUnimplemented.Because("this API is currently not implemented"))
+}
+
+func noConversation(_ *Server, r *Request, a args) {
+	r.Fail(apierr.ConversationNotFound.Because("failed finding conversation component " + a[0]))
+}

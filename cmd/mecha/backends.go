@@ -1,0 +1,24 @@
+package main
+
+import (
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/dns"
+	"github.com/mecha-project/mecha/components/hostdir"
+	"github.com/mecha-project/mecha/components/memory"
+	"github.com/mecha-project/mecha/components/nats"
+	"github.com/mecha-project/mecha/components/sqlite"
+	"github.com/mecha-project/mecha/components/staticfile"
+)
+
+// backends is the list of everything linked into this binary. A new backend is a line here.
+func backends() (*block.Set, error) {
+	return block.NewSet(
+		memory.Backend(),
+		nats.Backend(),
+		// Name resolution.
+		hostdir.Backend(),
+		dns.Backend(),
+		staticfile.Backend(),
+		sqlite.Backend(),
+	)
+}

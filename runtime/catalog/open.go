@@ -1,0 +1,246 @@
+package catalog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/conf"
+	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/call"
+)
+
+// Spec is a component as declared, with its references resolved.
+type Spec struct {
+	Name, Type, Version string
+	Items               []conf.Item
+	InitTimeout         time.Duration
+	IgnoreErrors        bool
+}
+
+// LogName is how a component is called in messages: "name (type/version)".
+func (s *Spec) LogName() string {
+	if s.Version == "" {
+		return s.Name + " (" + s.Type + ")"
+	}
+	return s.Name + " (" + s.Type + "/" + s.Version + ")"
+}
+
+// Catalog opens components and holds them by block.
+type Catalog struct {
+	State  *Store[block.State]
+	PubSub *Store[block.PubSub]
+
+	backends *block.Set
+	env      func(component string, log *slog.Logger) block.Env
+	chain    func(*call.Target) *call.Chain
+	log      *slog.Logger
+}
+
+// Options make a Catalog. All are required.
+type Options struct {
+	Backends *block.Set
+	Env      func(component string, log *slog.Logger) block.Env
+	Chain    func(*call.Target) *call.Chain // policy of calls to a component
+	Log      *slog.Logger
+	// Namespace is the sidecar's.
+	Namespace string
+}
+
+// New makes an empty catalog.
+func New(o Options) *Catalog {
+	return &Catalog{State: NewStore[block.State](block.KindState), PubSub: NewStore[block.PubSub](block.KindPubSub),
+		backends: o.Backends, env: o.Env, chain: o.Chain, log: o.Log}
+}
+
+// Opened is a component that was built but may not have met its server yet.
+type Opened struct {
+	Spec      Spec
+	Component block.Component
+	put       func()
+}
+
+// Open builds a component without any I/O. The error's text names what is wrong in the
+// words operators search for; findings that are only warnings are logged.
+func (c *Catalog) Open(s Spec) (*Opened, error) {
+	kind, _, ok := strings.Cut(s.Type, ".")
+	if !ok || !known(block.Kind(kind)) {
+		return nil, creation(&s, fmt.Errorf("incorrect type %s", s.Type))
+	}
+	part, ok := c.backends.Find(s.Type, s.Version)
+	if !ok {
+		err := fmt.Errorf("couldn't find %s %s/%s", kindName(block.Kind(kind)), s.Type, version(s.Version))
+		if near := conf.Nearest(s.Type, c.backends.Types()); near != "" && near != s.Type {
+			err = fmt.Errorf("%w; did you mean %s?", err, near)
+		}
+		return nil, creation(&s, err)
+	}
+	log := c.log.With("component", s.LogName())
+	config := part.Config()
+	found := conf.Decode(s.Items, config)
+	for _, w := range found.Warnings() {
+		log.Warn("component metadata: " + w.String())
+	}
+	if err := found.Err(); err != nil {
+		return nil, initFailure(&s, err)
+	}
+	comp, err := part.Open(c.env(s.Name, log), config)
+	if err != nil {
+		return nil, initFailure(&s, err)
+	}
+	return &Opened{Spec: s, Component: comp, put: c.place(&s, comp)}, nil
+}
+
+// place prepares the handle; calling the result publishes it.
+func (c *Catalog) place(s *Spec, comp block.Component) func() {
+	info := Info{Name: s.Name, Type: s.Type, Version: s.Version, Raw: rawItems(s.Items), Capabilities: Capabilities(comp)}
+	switch b := comp.(type) {
+	case block.State:
+		return func() {
+			c.State.Put(&Handle[block.State]{Info: info, Component: b, Target: c.target(call.State, s.Name)})
+		}
+	case block.PubSub:
+		return func() {
+			c.PubSub.Put(&Handle[block.PubSub]{Info: info, Component: b, Target: c.target(call.Publish, s.Name)})
+		}
+	}
+	return func() {}
+}
+
+func (c *Catalog) target(kind call.Kind, name string) *call.Target {
+	t := &call.Target{Kind: kind, Direction: call.Outbound, Name: name}
+	t.SetChain(c.chain(t))
+	return t
+}
+
+// Publish makes an opened component available to callers.
+func (c *Catalog) Publish(o *Opened) { o.put() }
+
+// Init waits until the component's server answers, at most InitTimeout.
+func (c *Catalog) Init(ctx context.Context, o *Opened) error {
+	timeout := o.Spec.InitTimeout
+	if timeout <= 0 {
+		timeout = 5 * time.Second
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	err := o.Component.Ping(ctx)
+	if err == nil {
+		return nil
+	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = fmt.Errorf("%w: init timeout for component %s", err, o.Spec.LogName())
+	}
+	return initFailure(&o.Spec, err)
+}
+
+// Withdraw takes a component away from callers and closes it.
+func (c *Catalog) Withdraw(ctx context.Context, name string) {
+	if h := c.State.Remove(name); h != nil {
+		h.Component.Close(ctx)
+	}
+	if h := c.PubSub.Remove(name); h != nil {
+		h.Component.Close(ctx)
+	}
+}
+
+// Infos lists the published components, sorted by block and name.
+func (c *Catalog) Infos() []Info {
+	var out []Info
+	for _, h := range c.PubSub.List() {
+		out = append(out, h.Info)
+	}
+	for _, h := range c.State.List() {
+		out = append(out, h.Info)
+	}
+	return out
+}
+
+// Close closes all components.
+func (c *Catalog) Close(ctx context.Context) error {
+	for _, info := range c.Infos() {
+		c.log.Info("Shutting down component " + (&Spec{Name: info.Name, Type: info.Type, Version: info.Version}).LogName())
+	}
+	return errors.Join(c.PubSub.Close(ctx), c.State.Close(ctx))
+}
+
+func creation(s *Spec, err error) error {
+	return fault.New("catalog.Open", fault.Invalid, "[CREATE_COMPONENT_FAILURE]: initialization error occurred for %s", s.LogName()).Because(err)
+}
+
+func initFailure(s *Spec, err error) error {
+	return fault.New("catalog.Open", fault.Of(err), "[INIT_COMPONENT_FAILURE]: initialization error occurred for %s", s.LogName()).Because(err)
+}
+
+func version(v string) string {
+	if v == "" {
+		return "v1"
+	}
+	return v
+}
+
+func known(k block.Kind) bool {
+	switch k {
+	case block.KindState, block.KindPubSub, block.KindConfig, block.KindLock, block.KindSecret, block.KindBinding, block.KindCrypto:
+		return true
+	}
+	return k == "conversation" || k == "middleware" || k == "workflowbackend"
+}
+
+func kindName(k block.Kind) string {
+	switch k {
+	case block.KindState:
+		return "state store"
+	case block.KindPubSub:
+		return "message bus"
+	case block.KindConfig:
+		return "configuration store"
+	case block.KindLock:
+		return "lock store"
+	case block.KindSecret:
+		return "secret store"
+	case block.KindBinding:
+		return "binding"
+	}
+	return string(k) + " component"
+}
+
+// rawItems gives services the settings they read themselves, secrets left out.
+func rawItems(items []conf.Item) map[string]string {
+	raw := make(map[string]string, len(items))
+	for _, it := range items {
+		if !it.Secret {
+			raw[strings.ToLower(it.Name)] = it.Value
+		}
+	}
+	return raw
+}
+
+// Capabilities names what a component can do, from the interfaces it offers, in the words of
+// the metadata API.
+func Capabilities(comp block.Component) []string {
+	caps := []string{}
+	switch comp.(type) {
+	case block.State:
+		caps = append(caps, "ETAG")
+		_, tx := comp.(block.StateTx)
+		if tx {
+			caps = append(caps, "TRANSACTIONAL")
+		}
+		if _, ok := comp.(block.StateTTL); ok {
+			caps = append(caps, "TTL")
+		}
+		if tx {
+			caps = append(caps, "ACTOR")
+		}
+	case block.PubSub:
+		if _, ok := comp.(block.PubSubTTL); ok {
+			caps = append(caps, "MESSAGE_TTL")
+		}
+	}
+	return caps
+}

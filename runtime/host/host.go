@@ -1,0 +1,358 @@
+// Package host builds a sidecar in one straight story and owns the lives of its parts.
+//
+// Order up: listeners bound, components opened, services made, edges serving, components
+// reached (the app may now use the APIs), the app found, subscriptions running, ready. Order
+// down is the reverse: not ready, no more events fetched, edges drain, components close.
+//
+// The host knows no edge and no backend: cmd hands both in. Start at Run.
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/about"
+	"github.com/mecha-project/mecha/runtime/app"
+	"github.com/mecha-project/mecha/runtime/call"
+	"github.com/mecha-project/mecha/runtime/catalog"
+	"github.com/mecha-project/mecha/runtime/identity"
+	"github.com/mecha-project/mecha/runtime/invoke"
+	"github.com/mecha-project/mecha/runtime/policy"
+	"github.com/mecha-project/mecha/runtime/pubsub"
+	"github.com/mecha-project/mecha/runtime/settings"
+	"github.com/mecha-project/mecha/runtime/state"
+	"github.com/mecha-project/mecha/runtime/telemetry"
+)
+
+// Options are what a sidecar is built from.
+type Options struct {
+	Settings  *settings.Settings
+	Config    *settings.Configuration
+	Resources *settings.Resources
+	Implicit  []catalog.Spec // components that exist without a resource (the embedded default)
+	Backends  *block.Set
+	Version   string
+	Log       *slog.Logger
+	Metrics   *telemetry.Metrics
+	Tracer    *telemetry.Tracer
+	Edges     Edges
+}
+
+// Edges are the ways in and out, implemented by the packages of api.
+type Edges interface {
+	// AppSide makes the way to the app; nil when the app has no port.
+	AppSide() (AppSide, error)
+	// Peers and External reach other sidecars and plain HTTP services.
+	Peers() invoke.Peers
+	External() invoke.External
+	// Servers makes the servers on top of the services. Their listeners are bound already.
+	Servers(s *Services) ([]Server, error)
+	// Close releases what Peers and External hold.
+	Close(ctx context.Context)
+}
+
+// AppSide is a protocol to the app.
+type AppSide interface {
+	app.Channel
+	// Subscriptions asks the app for its programmatic subscriptions.
+	Subscriptions(ctx context.Context, call Invoke) ([]pubsub.Subscription, error)
+	// Configured asks the app for its configuration, which so far only proves that it is up.
+	Configured(ctx context.Context, call Invoke) error
+	// Sink takes events in the app's own protocol; nil when they go as HTTP requests.
+	Sink() pubsub.EventSink
+}
+
+// Invoke calls the app through its limits.
+type Invoke func(ctx context.Context, req *call.Request) (*call.Response, error)
+
+// Server is one running edge.
+type Server struct {
+	Name   string
+	Serve  func(ctx context.Context) error // blocks until drained
+	Drain  func(ctx context.Context) error
+	Opened func() // logs that it runs
+}
+
+// Services are what edges are built on.
+type Services struct {
+	Self      identity.Self
+	Invoke    *invoke.Service
+	State     *state.Service
+	PubSub    *pubsub.Service
+	App       *app.App
+	About     *about.Sidecar
+	Listeners Listeners
+}
+
+// Listeners are bound before anything else, so that a port in use is the first error.
+type Listeners struct {
+	HTTP, GRPC []net.Listener
+	Public     net.Listener // nil unless asked for
+	Peer       net.Listener
+}
+
+// Sidecar is one running sidecar.
+type Sidecar struct {
+	o        Options
+	s        *settings.Settings
+	log      *slog.Logger
+	self     identity.Self
+	about    *about.Sidecar
+	catalog  *catalog.Catalog
+	registry block.Registry
+	app      *app.App
+	appSide  AppSide
+	services *Services
+	servers  []Server
+	edges    sync.WaitGroup
+	lost     chan error // an edge that ended by itself
+}
+
+// Run builds the sidecar and keeps it alive until ctx ends, a stop is requested over the API,
+// or a part fails. It returns nil after a graceful end.
+func Run(ctx context.Context, o Options) error {
+	h := &Sidecar{o: o, s: o.Settings, log: o.Log, lost: make(chan error, 8)}
+	h.self = identity.Self{App: h.s.AppID, Namespace: h.s.Namespace, RawNamespace: h.s.NamespaceGiven}
+	h.about = about.New(h.s.AppID, "runtime")
+	h.about.Describe(h.describe)
+	began := time.Now()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	err := h.start(ctx)
+	if err == nil {
+		background := make(chan struct{})
+		go func() {
+			defer close(background)
+			if err := h.settle(ctx, began); err != nil && ctx.Err() == nil {
+				cancel(err)
+			}
+		}()
+		err = h.wait(ctx)
+		cancel(nil)
+		<-background
+	}
+	if stop := h.stop(); err == nil {
+		err = stop
+	}
+	return err
+}
+
+// ErrForced is the end requested with dapr-force-shutdown.
+var ErrForced = errors.New("forced shutdown requested via API")
+
+// wait blocks until the sidecar is to end. A failure of a part is returned.
+func (h *Sidecar) wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+			return cause
+		}
+		return nil
+	case err := <-h.lost:
+		return err
+	case stop := <-h.about.Stops():
+		if stop.Force {
+			time.Sleep(100 * time.Millisecond) // the answer is still to be written
+			return ErrForced
+		}
+		telemetry.Scope(h.log, "dapr.api").Info("Shutdown requested via API")
+		return nil
+	}
+}
+
+// start brings the sidecar up to the point where its APIs answer.
+func (h *Sidecar) start(ctx context.Context) error {
+	l, err := h.listen(ctx)
+	if err != nil {
+		return err
+	}
+	peerPort := l.Peer.Addr().(*net.TCPAddr).Port
+	for k, v := range h.s.ProcessEnv(peerPort) {
+		os.Setenv(k, v)
+	}
+	if h.registry, err = h.openRegistry(); err != nil {
+		return err
+	}
+	if err := h.openApp(); err != nil {
+		return err
+	}
+	h.catalog = catalog.New(catalog.Options{Backends: h.o.Backends, Namespace: h.self.Namespace, Log: telemetry.Scope(h.log, "dapr.contrib"),
+		Chain: func(t *call.Target) *call.Chain { return policy.Outbound(policy.Snapshot{}, t) },
+		Env: func(component string, log *slog.Logger) block.Env {
+			return block.Env{Log: log, AppID: h.self.App, Namespace: h.self.Namespace, Component: component, DataDir: h.s.DataDir}
+		}})
+	if err := h.buildServices(l); err != nil {
+		return err
+	}
+	if h.servers, err = h.o.Edges.Servers(h.services); err != nil {
+		return err
+	}
+	for _, s := range h.servers {
+		h.edges.Go(func() {
+			if err := s.Serve(ctx); err != nil && ctx.Err() == nil {
+				h.lost <- fmt.Errorf("%s server: %w", s.Name, err)
+			}
+		})
+		s.Opened()
+	}
+	return nil
+}
+
+// openApp makes the way to the app.
+func (h *Sidecar) openApp() (err error) {
+	h.appSide, err = h.o.Edges.AppSide()
+	if err != nil {
+		return err
+	}
+	opts := app.Options{MaxConcurrency: h.s.AppMaxConcurrency, Token: h.s.AppToken.Reveal(), Health: h.s.AppHealth.Enabled && h.appSide != nil}
+	if h.appSide == nil {
+		telemetry.Scope(h.log, "dapr.runtime.channels").Warn("App channel is not initialized. Did you configure an app-port?")
+		h.app = app.New(nil, opts)
+		return nil
+	}
+	h.app = app.New(h.appSide, opts)
+	return nil
+}
+
+func (h *Sidecar) buildServices(l Listeners) error {
+	chainOut := func(t *call.Target) *call.Chain { return policy.Outbound(policy.Snapshot{}, t) }
+	chainIn := func(t *call.Target) *call.Chain { return policy.Inbound(policy.Snapshot{}, t) }
+	hostName, _ := os.Hostname()
+	inv := invoke.New(invoke.Options{Self: h.self, HostIP: h.s.HostAddress(), HostName: hostName, Local: h.app,
+		Peers: h.o.Edges.Peers(), External: h.o.Edges.External(), Registry: h.registry, Endpoints: h.endpoints(),
+		Record: invokeRecorder{h.o.Metrics}, Log: h.log, ChainOut: chainOut, ChainIn: chainIn})
+	ps := pubsub.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.subscription"), Recorder: h.o.Metrics,
+		Inbound: func(component string) *call.Target {
+			t := &call.Target{Kind: call.Deliver, Direction: call.Inbound, Name: component, Namespace: h.self.Namespace}
+			t.SetChain(chainIn(t))
+			return t
+		}}
+	if h.app.Exists() {
+		ps.App, ps.Sink = h.app, h.appSide.Sink()
+	}
+	h.services = &Services{Self: h.self, Invoke: inv, State: state.New(h.catalog.State, h.self, h.o.Metrics),
+		PubSub: pubsub.New(h.catalog.PubSub, h.self, ps), App: h.app, About: h.about, Listeners: l}
+	return h.declareSubscriptions()
+}
+
+// settle brings the rest up behind the serving APIs: components, then the app.
+func (h *Sidecar) settle(ctx context.Context, began time.Time) error {
+	if err := h.loadComponents(ctx); err != nil {
+		return err
+	}
+	h.about.SetOutbound(true)
+	if err := h.findApp(ctx); err != nil {
+		return nil // ctx ended while waiting
+	}
+	if err := h.announce(ctx); err != nil {
+		return err
+	}
+	h.about.Ready("runtime")
+	h.log.Info(fmt.Sprintf("dapr initialized. Status: Running. Init Elapsed %dms", time.Since(began).Milliseconds()))
+	return h.serveApp(ctx)
+}
+
+// announce tells the registry where we are.
+func (h *Sidecar) announce(ctx context.Context) error {
+	r, ok := h.registry.(block.Registrar)
+	if !ok {
+		return nil
+	}
+	port := h.services.Listeners.Peer.Addr().(*net.TCPAddr).Port
+	host := "127.0.0.1"
+	if !h.s.PeerIsLocal() {
+		host = h.s.HostAddress()
+	}
+	err := r.Register(ctx, block.Instance{ID: uuid.NewString(), App: h.self.App, Namespace: h.self.Namespace,
+		Address: net.JoinHostPort(host, fmt.Sprint(port)), Protocol: "mecha"})
+	if err != nil && ctx.Err() == nil {
+		return fault.New("host.announce", fault.Of(err), "cannot announce this sidecar to name resolution").Because(err)
+	}
+	return nil
+}
+
+// stop takes the sidecar down in the reverse order, within the grace period.
+func (h *Sidecar) stop() error {
+	h.about.Unready("runtime")
+	if h.services == nil {
+		h.closeAll(context.Background())
+		return nil
+	}
+	h.block()
+	h.log.Info("Dapr is shutting down")
+	h.about.SetOutbound(false)
+	ctx, cancel := context.WithTimeout(context.Background(), h.s.GracefulShutdown)
+	defer cancel()
+	if r, ok := h.registry.(block.Registrar); ok {
+		_ = r.Deregister(ctx) // the entry dies with us anyway
+	}
+	err := h.services.PubSub.Drain(ctx)
+	if err != nil {
+		h.log.Warn("some events were not finished within the grace period; they go back to their brokers", "err", err)
+	}
+	var drains sync.WaitGroup
+	for _, s := range h.servers {
+		drains.Go(func() {
+			if err := s.Drain(ctx); err != nil {
+				h.log.Warn("some calls were cut off at the end of the grace period", "edge", s.Name)
+			}
+		})
+	}
+	drains.Wait()
+	h.closeAll(ctx)
+	h.edges.Wait()
+	h.log.Info("Dapr runtime stopped")
+	return nil
+}
+
+// block keeps the APIs open for the block duration, or until the app is unhealthy.
+func (h *Sidecar) block() {
+	d := h.s.BlockShutdown
+	if d <= 0 {
+		return
+	}
+	h.log.Info(fmt.Sprintf("Blocking graceful shutdown for %s or until app reports unhealthy...", d))
+	end := time.After(d)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-end:
+			h.log.Info("Block shutdown period expired, entering shutdown...")
+			return
+		case <-tick.C:
+			if !h.app.Healthy() {
+				return
+			}
+		}
+	}
+}
+
+func (h *Sidecar) closeAll(ctx context.Context) {
+	if h.services != nil {
+		h.services.Invoke.Close()
+	}
+	h.o.Edges.Close(ctx)
+	if h.app != nil {
+		h.app.Close()
+	}
+	if h.catalog != nil {
+		if err := h.catalog.Close(ctx); err != nil {
+			h.log.Warn("closing components", "err", err)
+		}
+	}
+	if h.registry != nil {
+		h.registry.Close(ctx)
+	}
+	_ = h.o.Tracer.Close(ctx) // spans that could not be sent are lost; the exporter has logged it
+}

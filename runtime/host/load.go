@@ -1,0 +1,301 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/conf"
+	"github.com/mecha-project/mecha/runtime/app"
+	"github.com/mecha-project/mecha/runtime/call"
+	"github.com/mecha-project/mecha/runtime/catalog"
+	"github.com/mecha-project/mecha/runtime/invoke"
+	"github.com/mecha-project/mecha/runtime/pubsub"
+	"github.com/mecha-project/mecha/runtime/settings"
+	"github.com/mecha-project/mecha/runtime/telemetry"
+)
+
+// loadComponents opens every component and reaches their servers, each in its own time. A
+// component that fails ends the sidecar unless it says ignoreErrors.
+func (h *Sidecar) loadComponents(ctx context.Context) error {
+	log := telemetry.Scope(h.log, "dapr.runtime.processor")
+	h.log.Info("Loading components…")
+	specs, err := h.specs()
+	if err != nil {
+		return err
+	}
+	var all sync.WaitGroup
+	failed := make(chan error, len(specs))
+	for _, spec := range specs {
+		all.Go(func() {
+			if err := h.loadComponent(ctx, spec); err != nil {
+				failed <- err
+			} else {
+				log.Info("Component loaded: " + spec.LogName())
+			}
+		})
+	}
+	h.log.Info("Waiting for all outstanding components to be processed…")
+	all.Wait()
+	close(failed)
+	for err := range failed {
+		if err != errIgnored {
+			return err
+		}
+	}
+	h.log.Info("All outstanding components processed")
+	h.log.Info("Loading endpoints…")
+	for _, e := range h.o.Resources.HTTPEndpoints {
+		h.log.Info("Found http endpoint: " + e.Name)
+	}
+	h.log.Info("All outstanding http endpoints processed")
+	return nil
+}
+
+var errIgnored = fmt.Errorf("ignored")
+
+func (h *Sidecar) loadComponent(ctx context.Context, spec catalog.Spec) error {
+	log := telemetry.Scope(h.log, "dapr.runtime.processor")
+	m := h.o.Metrics
+	opened, err := h.catalog.Open(spec)
+	reason := "creation"
+	if err == nil {
+		reason = "init"
+		m.ComponentInit(spec.Type)
+		h.catalog.Publish(opened)
+		if err = h.catalog.Init(ctx, opened); err != nil {
+			h.catalog.Withdraw(ctx, spec.Name)
+		}
+	}
+	if err == nil {
+		m.ComponentLoaded()
+		h.services.PubSub.Refresh(spec.Name)
+		return nil
+	}
+	m.ComponentInitFail(spec.Type, reason, spec.Name)
+	log.Error("Failed to init component " + spec.LogName() + ": " + err.Error())
+	if spec.IgnoreErrors {
+		log.Error("Ignoring error processing component: process component " + spec.Name + " error: " + err.Error())
+		return errIgnored
+	}
+	return fmt.Errorf("process component %s error: %w", spec.Name, err)
+}
+
+// specs turns resources into components to open: declared ones, then the implicit ones whose
+// names are free.
+func (h *Sidecar) specs() ([]catalog.Spec, error) {
+	var out []catalog.Spec
+	taken := map[string]bool{}
+	x := settings.Expansion{AppID: h.self.App, Namespace: h.self.RawNamespace, PodName: h.s.PodName, Env: osEnv}
+	for i := range h.o.Resources.Components {
+		c := &h.o.Resources.Components[i]
+		taken[c.Name] = true
+		if h.o.Config.Denied(c) {
+			h.log.Warn(fmt.Sprintf("component '%s' cannot be loaded because components of type '%s' are not allowed", c.Name, c.LogName()))
+			continue
+		}
+		if c.Category() == "middleware.http" {
+			continue // opened by the HTTP edge
+		}
+		items, found := c.Items(x)
+		for _, w := range found.Warnings() {
+			h.log.Warn(w.String())
+		}
+		spec := catalog.Spec{Name: c.Name, Type: c.LookupType(), Version: c.Version, Items: items, InitTimeout: c.InitTimeout, IgnoreErrors: c.IgnoreErrors}
+		if err := found.Err(); err != nil {
+			if c.IgnoreErrors {
+				h.log.Error("Ignoring error processing component: process component " + c.Name + " error: " + err.Error())
+				continue
+			}
+			return nil, fmt.Errorf("process component %s error: %w", c.Name, err)
+		}
+		out = append(out, spec)
+	}
+	for _, s := range h.o.Implicit {
+		if !taken[s.Name] {
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+// openRegistry opens the configured name resolution, or the default: the host's own
+// directory, joined by mDNS when the peer port is open to other hosts.
+func (h *Sidecar) openRegistry() (block.Registry, error) {
+	if n := h.o.Config.NameResolution; n != nil && n.Component != "" {
+		r, err := h.oneRegistry(n.Component, n.Items())
+		if err != nil { // as in Dapr, a broken resolver does not stop the sidecar
+			h.log.Error(err.Error())
+			return nil, nil
+		}
+		h.log.Info("Initialized name resolution to " + n.Component)
+		return r, nil
+	}
+	r, err := h.oneRegistry("hostdir", nil)
+	if err != nil {
+		return nil, err
+	}
+	name := "hostdir"
+	if !h.s.PeerIsLocal() {
+		lan, err := h.oneRegistry("mdns", nil)
+		if err != nil {
+			return nil, err
+		}
+		r, name = invoke.Registries(r, lan), "hostdir and mdns"
+	}
+	h.log.Info("Initialized name resolution to " + name)
+	return r, nil
+}
+
+func (h *Sidecar) oneRegistry(name string, items []conf.Item) (block.Registry, error) {
+	failed := func(err error) error {
+		return fmt.Errorf("[CREATE_COMPONENT_FAILURE]: initialization error occurred for %s (%s/v1): %w", name, name, err)
+	}
+	part, ok := h.o.Backends.Find("nameresolution."+name, "")
+	if !ok {
+		return nil, failed(fmt.Errorf("couldn't find name resolver %s/v1", name))
+	}
+	config := part.Config()
+	if err := conf.Decode(items, config).Err(); err != nil {
+		return nil, failed(err)
+	}
+	c, err := part.Open(block.Env{Log: h.log.With("component", name), AppID: h.self.App, Namespace: h.self.Namespace, Component: name, DataDir: h.s.DataDir}, config)
+	if err != nil {
+		return nil, failed(err)
+	}
+	r, ok := c.(block.Registry)
+	if !ok {
+		return nil, failed(fmt.Errorf("%s is no name resolver", name))
+	}
+	return r, nil
+}
+
+func (h *Sidecar) endpoints() []invoke.Endpoint {
+	var out []invoke.Endpoint
+	x := settings.Expansion{AppID: h.self.App, Namespace: h.self.RawNamespace, PodName: h.s.PodName, Env: osEnv}
+	for i := range h.o.Resources.HTTPEndpoints {
+		e := &h.o.Resources.HTTPEndpoints[i]
+		end := invoke.Endpoint{Name: e.Name, BaseURL: e.BaseURL}
+		// Header entries are written and resolved as component metadata are.
+		items, found := (&settings.Component{Resource: e.Resource, Metadata: e.Headers, SecretStore: e.SecretStore}).Items(x)
+		for _, w := range found {
+			h.log.Warn(w.String())
+		}
+		for _, it := range items {
+			end.Header.Add(it.Name, it.Value)
+		}
+		out = append(out, end)
+	}
+	return out
+}
+
+// declareSubscriptions hands the Subscription resources to the messaging service.
+func (h *Sidecar) declareSubscriptions() error {
+	h.log.Info("Loading Declarative Subscriptions…")
+	var subs []pubsub.Subscription
+	for i := range h.o.Resources.Subscriptions {
+		r := &h.o.Resources.Subscriptions[i]
+		h.log.Info("Found Subscription: " + r.Name)
+		sub := pubsub.Subscription{PubSub: r.PubSub, Topic: r.Topic, DeadLetterTopic: r.DeadLetterTopic, Metadata: r.Metadata,
+			Bulk: pubsub.BulkSubscribe{Enabled: r.Bulk.Enabled, MaxMessages: r.Bulk.MaxMessagesCount, MaxAwait: time.Duration(r.Bulk.MaxAwaitDurationMs) * time.Millisecond}}
+		for _, rule := range r.Rules {
+			sub.Rules = append(sub.Rules, pubsub.Rule{Match: rule.Match, Path: rule.Path})
+		}
+		if r.Default != "" {
+			sub.Rules = append(sub.Rules, pubsub.Rule{Path: r.Default})
+		}
+		subs = append(subs, sub)
+	}
+	return h.services.PubSub.SetDeclarative(subs)
+}
+
+// findApp waits until the app's port accepts connections.
+func (h *Sidecar) findApp(ctx context.Context) error {
+	if h.appSide == nil {
+		return nil
+	}
+	h.log.Info(fmt.Sprintf("application protocol: %s. waiting on port %d.  This will block until the app is listening on that port.", h.s.AppProtocol, h.s.AppPort))
+	addr := net.JoinHostPort(h.s.AppChannelAddress, strconv.Itoa(h.s.AppPort))
+	var d net.Dialer
+	for {
+		dctx, cancel := context.WithTimeout(ctx, time.Second)
+		c, err := d.DialContext(dctx, "tcp", addr)
+		cancel()
+		if err == nil {
+			c.Close()
+			h.log.Info(fmt.Sprintf("application discovered on port %d", h.s.AppPort))
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// serveApp asks the app what it wants and keeps serving it: subscriptions run while it is
+// healthy. It returns when ctx ends.
+func (h *Sidecar) serveApp(ctx context.Context) error {
+	if h.appSide == nil {
+		h.services.PubSub.Resume()
+		return nil
+	}
+	if !h.s.AppHealth.Enabled {
+		h.askApp(ctx)
+		h.services.PubSub.Resume()
+		return nil
+	}
+	asked := false
+	opts := app.HealthOptions{Interval: h.s.AppHealth.Interval, Timeout: h.s.AppHealth.Timeout, Threshold: h.s.AppHealth.Threshold}
+	_ = h.app.Watch(ctx, opts, telemetry.Scope(h.log, "dapr.apphealth"), func(healthy bool) {
+		switch {
+		case !healthy:
+			h.services.PubSub.Pause()
+			return
+		case !asked:
+			asked = true
+			h.askApp(ctx)
+		}
+		h.services.PubSub.Resume()
+	})
+	return nil
+}
+
+// askApp reads the app's configuration and its programmatic subscriptions. Neither is needed
+// for the sidecar to work, so failures are told and passed over.
+func (h *Sidecar) askApp(ctx context.Context) {
+	invoke := func(ctx context.Context, req *call.Request) (*call.Response, error) { return h.app.Invoke(ctx, req) }
+	if !h.s.InitEndpointDisabled("config") {
+		if err := h.appSide.Configured(ctx, invoke); err != nil {
+			h.log.Debug("the app has no configuration", "err", err)
+		} else {
+			h.log.Info("Application configuration loaded")
+		}
+	}
+	if h.s.InitEndpointDisabled("subscribe") || len(h.catalog.PubSub.List()) == 0 {
+		return
+	}
+	for attempt := 0; ; attempt++ {
+		subs, err := h.appSide.Subscriptions(ctx, invoke)
+		if err == nil {
+			if err = h.services.PubSub.SetProgrammatic(subs); err != nil {
+				h.log.Warn("none of the app's subscriptions is used: " + err.Error())
+			}
+			return
+		}
+		if attempt == 3 || ctx.Err() != nil {
+			h.log.Error("the app could not be asked for its subscriptions", "err", err)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Duration(attempt+1) * 500 * time.Millisecond):
+		}
+	}
+}

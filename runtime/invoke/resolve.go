@@ -1,0 +1,216 @@
+package invoke
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/call"
+)
+
+const (
+	// resolveTTL bounds the age of an answer of a registry that cannot be watched. Dapr keeps
+	// resolved addresses as long.
+	resolveTTL = 20 * time.Second
+	// downFor keeps an instance that could not be reached out of the rotation, unless no
+	// other is left.
+	downFor = time.Second
+	// maxNames bounds the cache; callers choose the names.
+	maxNames = 4096
+)
+
+// resolver caches where apps are. A name is cached only once it resolved to something.
+type resolver struct {
+	registry block.Registry
+	log      *slog.Logger
+	ctx      context.Context // of the watches
+	cancel   context.CancelFunc
+	running  sync.WaitGroup
+
+	known atomic.Pointer[map[block.Name]*destination]
+	mu    sync.Mutex // serialises changes of known
+}
+
+// names is one resolved name: its instances and how they fare. Lists are replaced, never
+// changed.
+type names struct {
+	name    block.Name
+	watched bool
+	next    atomic.Uint32
+	list    atomic.Pointer[instances]
+	lookup  sync.Mutex // one registry lookup at a time
+	down    sync.Map   // instance id → time.Time until which it is avoided
+	downs   atomic.Int32
+}
+
+type instances struct {
+	all  []block.Instance
+	when time.Time
+}
+
+func newResolver(registry block.Registry, log *slog.Logger) *resolver {
+	r := &resolver{registry: registry, log: log}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.known.Store(&map[block.Name]*destination{})
+	return r
+}
+
+func (r *resolver) close() {
+	r.cancel()
+	r.running.Wait()
+}
+
+// find returns the destination of a name, resolving it on first use or when its answer is too
+// old.
+func (r *resolver) find(ctx context.Context, name block.Name, target func() *call.Target) (*destination, error) {
+	if d, ok := (*r.known.Load())[name]; ok {
+		l := d.names.list.Load()
+		if len(l.all) > 0 && (d.names.watched || time.Since(l.when) < resolveTTL) {
+			return d, nil
+		}
+		return d, r.refresh(ctx, d.names)
+	}
+	n := &names{name: name}
+	n.list.Store(&instances{})
+	if err := r.refresh(ctx, n); err != nil {
+		return nil, err
+	}
+	return r.add(&destination{target: target(), names: n}), nil
+}
+
+// refresh asks the registry again. Callers that come while a lookup runs share its answer.
+func (r *resolver) refresh(ctx context.Context, n *names) error {
+	const op fault.Op = "invoke.resolve"
+	before := n.list.Load()
+	n.lookup.Lock()
+	defer n.lookup.Unlock()
+	if l := n.list.Load(); l != before && len(l.all) > 0 {
+		return nil
+	}
+	if r.registry == nil {
+		return fault.New(op, fault.NotReady, "couldn't find service: %s: no name resolution is configured", n.name.App)
+	}
+	all, err := r.registry.Resolve(ctx, n.name)
+	if err != nil {
+		return fault.New(op, fault.Of(err), "couldn't find service: %s", n.name.App).WithSent(fault.SentNever).Because(err)
+	}
+	if len(all) == 0 {
+		return fault.New(op, fault.NotFound, "couldn't find service: %s", n.name.App)
+	}
+	n.list.Store(&instances{all: all, when: time.Now()})
+	return nil
+}
+
+// add publishes a destination; a concurrent first use of the same name wins once.
+func (r *resolver) add(d *destination) *destination {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old := *r.known.Load()
+	if have, ok := old[d.names.name]; ok {
+		return have
+	}
+	if len(old) >= maxNames {
+		return d // usable, just not kept
+	}
+	if w, ok := r.registry.(block.RegistryWatcher); ok && r.ctx.Err() == nil {
+		d.names.watched = true
+		r.running.Add(1)
+		go r.watch(w, d.names)
+	}
+	next := make(map[block.Name]*destination, len(old)+1)
+	for k, v := range old {
+		next[k] = v
+	}
+	next[d.names.name] = d
+	r.known.Store(&next)
+	return d
+}
+
+// watch keeps a name's list current. An empty list is stored too: the next call then asks the
+// registry itself before it gives up.
+func (r *resolver) watch(w block.RegistryWatcher, n *names) {
+	defer r.running.Done()
+	for {
+		err := w.Watch(r.ctx, n.name, func(all []block.Instance) {
+			n.list.Store(&instances{all: all, when: time.Now()})
+		})
+		if r.ctx.Err() != nil {
+			return
+		}
+		if errors.Is(err, context.Canceled) {
+			return
+		}
+		r.log.Warn("watching a name failed; trying again", "target", n.name.App, "err", err)
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// pick chooses the next instance in turn, leaving out the tried ones and, while others are
+// left, those that lately could not be reached.
+func (n *names) pick(tried []string) (block.Instance, bool) {
+	all := n.list.Load().all
+	if len(all) == 0 {
+		return block.Instance{}, false
+	}
+	if len(all) == 1 {
+		return all[0], !slices.Contains(tried, all[0].ID)
+	}
+	start := int(n.next.Add(1))
+	fallback := -1
+	for i := range all {
+		at := (start + i) % len(all)
+		if slices.Contains(tried, all[at].ID) {
+			continue
+		}
+		if n.downs.Load() == 0 || !n.isDown(all[at].ID) {
+			return all[at], true
+		}
+		if fallback < 0 {
+			fallback = at
+		}
+	}
+	if fallback < 0 {
+		return block.Instance{}, false
+	}
+	return all[fallback], true
+}
+
+func (n *names) isDown(id string) bool {
+	until, ok := n.down.Load(id)
+	if !ok {
+		return false
+	}
+	if time.Now().Before(until.(time.Time)) {
+		return true
+	}
+	n.forget(id)
+	return false
+}
+
+func (n *names) bad(in block.Instance) {
+	if _, had := n.down.Swap(in.ID, time.Now().Add(downFor)); !had {
+		n.downs.Add(1)
+	}
+}
+
+func (n *names) good(in block.Instance) {
+	if n.downs.Load() > 0 {
+		n.forget(in.ID)
+	}
+}
+
+func (n *names) forget(id string) {
+	if _, had := n.down.LoadAndDelete(id); had {
+		n.downs.Add(-1)
+	}
+}
