@@ -25,9 +25,10 @@ type ExitError struct {
 	Err  error // what to print; nil when all has been said, as when an app's code is passed on
 }
 
+// Error is what to print: empty when all has been said.
 func (e *ExitError) Error() string {
 	if e.Err == nil {
-		return fmt.Sprintf("exit code %d", e.Code)
+		return ""
 	}
 	return e.Err.Error()
 }
