@@ -132,7 +132,14 @@ func TestRenewal(t *testing.T) {
 	}
 	exec(t, db, "DELETE FROM hosts")
 	eventually(t, "the vanished row is written again", func() bool { return ids(t, r) == "id-1" })
+}
 
+// An address held by a live instance is not taken back: that would be a fight without end.
+func TestTakenAddress(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "registry.db")
+	r, db := open(t, file, quick), raw(t, file)
+	register(t, r, instance(1))
 	exec(t, db, "DELETE FROM hosts")
 	exec(t, db, "INSERT INTO hosts VALUES ('thief', '127.0.0.1:1001', 'orders', 'default', unixepoch() + 1)")
 	time.Sleep(2 * time.Second)
