@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"strconv"
 	"strings"
@@ -40,17 +41,26 @@ func parseDocuments(file string, data []byte) ([]document, conf.Findings) {
 	var docs []document
 	var found conf.Findings
 	for _, c := range splitDocuments(data) {
-		root, err := parseOne(c)
-		if err != nil {
-			found = append(found, syntaxFinding(file, c.line, err))
-			continue
+		// A chunk holds one document, or more when they are separated in a way that only the
+		// parser sees.
+		in := yaml.NewDecoder(bytes.NewReader(c.text))
+		for {
+			root, err := parseOne(in, c.line)
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if root != nil {
+				docs = append(docs, document{file: file, line: root.Line, root: root,
+					apiVersion: textOf(child(root, "apiVersion")), kind: textOf(child(root, "kind"))})
+			}
+			if err == nil {
+				continue
+			}
+			found = append(found, syntaxFinding(file, c, err))
+			if _, readable := errors.AsType[*lineError](err); !readable {
+				break // the parser has lost its way
+			}
 		}
-		if root == nil {
-			continue
-		}
-		d := document{file: file, line: root.Line, root: root}
-		d.apiVersion, d.kind = textOf(child(root, "apiVersion")), textOf(child(root, "kind"))
-		docs = append(docs, d)
 	}
 	return docs, found
 }
@@ -99,16 +109,17 @@ func stripComment(b []byte) []byte {
 	return b
 }
 
-// parseOne reads one document; nil means it holds nothing.
-func parseOne(c chunk) (*yaml.Node, error) {
+// parseOne reads the next document; nil means it holds nothing. The error is io.EOF at the
+// end, a *lineError when the document is unfit, else the parser's.
+func parseOne(in *yaml.Decoder, offset int) (*yaml.Node, error) {
 	var n yaml.Node
-	if err := yaml.Unmarshal(c.text, &n); err != nil {
+	if err := in.Decode(&n); err != nil {
 		return nil, err
 	}
 	if len(n.Content) == 0 {
 		return nil, nil
 	}
-	e := expander{offset: c.line, left: maxNodes}
+	e := expander{offset: offset, left: maxNodes}
 	root := e.expand(n.Content[0], 0)
 	switch {
 	case e.err != nil:
@@ -137,8 +148,8 @@ var yamlLine = regexp.MustCompile(`line (\d+):?\s*`)
 
 // syntaxFinding turns the parser's error, whose lines count from the chunk's start, into a
 // finding with the file's line.
-func syntaxFinding(file string, offset int, err error) conf.Finding {
-	f := conf.Finding{File: file, Line: offset + 1, Severity: conf.Error}
+func syntaxFinding(file string, c chunk, err error) conf.Finding {
+	f := conf.Finding{File: file, Line: c.line + 1, Severity: conf.Error}
 	if le, ok := errors.AsType[*lineError](err); ok {
 		f.Line, f.Msg = le.line, le.msg
 		return f
@@ -146,10 +157,10 @@ func syntaxFinding(file string, offset int, err error) conf.Finding {
 	msg := strings.TrimPrefix(err.Error(), "yaml: ")
 	if m := yamlLine.FindStringSubmatchIndex(msg); m != nil {
 		n, _ := strconv.Atoi(msg[m[2]:m[3]])
-		f.Line = offset + n
 		if strings.Contains(msg, "expected ',' or") {
-			f.Line++ // for this message the parser counts from 0
+			n++ // for this message the parser mostly counts from 0
 		}
+		f.Line = c.line + min(n, 1+bytes.Count(bytes.TrimRight(c.text, "\n"), []byte("\n")))
 		msg = msg[:m[0]] + msg[m[1]:]
 	}
 	f.Msg = "not valid YAML: " + strings.TrimSpace(msg)

@@ -87,7 +87,7 @@ func Parse(args []string, env func(string) string) (*Settings, error) {
 	if !s.PeerPortGiven {
 		s.PeerPort = defaultPeerPort(s.AppID)
 	}
-	s.withoutEffect(fs)
+	s.caution(fs)
 	return s, nil
 }
 
@@ -260,8 +260,8 @@ func (s *Settings) refuse() error {
 	return nil
 }
 
-// withoutEffect warns of settings that are accepted and do nothing.
-func (s *Settings) withoutEffect(fs *pflag.FlagSet) {
+// caution warns of settings that do nothing, or less or more than one may think.
+func (s *Settings) caution(fs *pflag.FlagSet) {
 	fs.Visit(func(f *pflag.Flag) {
 		if flagStatus(f) == statusNoEffect && f.Value.String() != f.DefValue {
 			s.warn("--%s has no effect: %s", f.Name, absent(f.Name))
@@ -269,6 +269,9 @@ func (s *Settings) withoutEffect(fs *pflag.FlagSet) {
 	})
 	if s.Mode == "kubernetes" {
 		s.warn("--mode kubernetes: resources are read from --resources-path and --config, not from the cluster")
+	}
+	if !s.PeerIsLocal() {
+		s.warn("the port for other sidecars listens on %s without encryption or proof of identity: whoever reaches it can call the application", s.PeerHost())
 	}
 	if s.PublicPort != 0 && s.PublicListenAddress == "" {
 		s.warn("the public port listens on loopback only; give --dapr-public-listen-address to open it to others")

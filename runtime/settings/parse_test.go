@@ -76,7 +76,8 @@ func TestParseEveryFlag(t *testing.T) {
 	want.GracefulShutdown, want.BlockShutdown = 7*time.Second, 3*time.Second
 	want.EnableMetrics, want.MetricsPort, want.MetricsListenAddress, want.EnableProfiling, want.ProfilePort = false, 9091, "0.0.0.0", true, 7778
 	want.DataDir, want.RuntimeDir = "d", "rd"
-	want.Warnings = []string{"--app-ssl is deprecated; use --app-protocol grpcs", "--components-path is deprecated; use --resources-path"}
+	want.Warnings = []string{"--app-ssl is deprecated; use --app-protocol grpcs", "--components-path is deprecated; use --resources-path",
+		"the port for other sidecars listens on 0.0.0.0 without encryption or proof of identity: whoever reaches it can call the application"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}

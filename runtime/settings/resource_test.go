@@ -198,6 +198,31 @@ func TestLoadFindings(t *testing.T) {
 	}
 }
 
+func TestDocumentsAreFoundHoweverSeparated(t *testing.T) {
+	doc := func(name, eol string) string {
+		return strings.Join([]string{"apiVersion: dapr.io/v1alpha1", "kind: Component", "metadata: {name: " + name + "}", "spec: {type: a.b}", ""}, eol)
+	}
+	for name, text := range map[string]string{
+		"marker":              doc("a", "\n") + "...\n---\n" + doc("b", "\n"),
+		"marker with comment": doc("a", "\n") + "--- # next\n" + doc("b", "\n"),
+		"leading and last":    "---\n" + doc("a", "\n") + "---\n" + doc("b", "\n") + "---\n",
+		"Windows line ends":   doc("a", "\r\n") + "---\r\n" + doc("b", "\r\n"),
+		"bare returns":        doc("a", "\r") + "---\r" + doc("b", "\r"),
+		"end marker":          doc("a", "\n") + "...\n---\n" + doc("b", "\n"),
+		"byte order mark":     "\ufeff" + doc("a", "\n") + "...\n---\n" + doc("b", "\n"),
+		"version directive":   "%YAML 1.1\n---\n" + doc("a", "\n") + "...\n---\n" + doc("b", "\n"),
+		"on the marker line":  doc("a", "\n") + "--- {apiVersion: dapr.io/v1alpha1, kind: Component, metadata: {name: b}, spec: {type: a.b}}\n",
+		"dashes inside text":  doc("a", "\n") + "---\n" + strings.Replace(doc("b", "\n"), "{type: a.b}", "\n  type: a.b\n  version: |-\n    x\n    --- y\n  initTimeout: 1s", 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := settings.ParseResources("f", []byte(text))
+			if len(r.Components) != 2 || r.Components[0].Name != "a" || r.Components[1].Name != "b" || len(r.Findings) != 0 {
+				t.Errorf("got %+v, findings %v", r.Components, r.Findings)
+			}
+		})
+	}
+}
+
 func TestMergeKeysAndAliases(t *testing.T) {
 	r := load(t, map[string]string{"f.yaml": `
 apiVersion: dapr.io/v1alpha1
@@ -458,7 +483,12 @@ func FuzzParseResources(f *testing.F) {
 	f.Add("%YAML 1.1\n--- # x\n!!binary \"YQ==\"\n...\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		r := settings.ParseResources("f.yaml", []byte(text))
-		lines := strings.Count(text, "\n") + 1
+		lines := 1
+		for _, r := range text { // everything YAML takes for a line break
+			if strings.ContainsRune("\n\r\u0085\u2028\u2029", r) {
+				lines++
+			}
+		}
 		for _, fd := range append(r.Findings, r.Ignored...) {
 			if fd.Line > lines || fd.Msg == "" {
 				t.Errorf("finding %v beyond the %d lines of the file", fd, lines)
