@@ -119,6 +119,9 @@ type item struct {
 // handleBatch sees a batch through: messages that need no app are settled at once, the others
 // go out in one call per route.
 func (c *consumer) handleBatch(ctx context.Context, ds []block.Delivery) {
+	if c.closing() {
+		return // not begun: unanswered
+	}
 	var paths []string
 	groups := map[string][]*item{}
 	for i := range ds {

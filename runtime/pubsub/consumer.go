@@ -108,8 +108,10 @@ func (c *consumer) survive(ds ...block.Delivery) {
 // handle sees one message through. A positive result asks for the message to be handled again
 // after that pause, its key waiting.
 func (c *consumer) handle(ctx context.Context, j *job) (again time.Duration) {
-	sub := &c.route.sub
-	a, err := read(sub, j.Delivery)
+	if c.closing() {
+		return 0 // not begun: unanswered
+	}
+	a, err := read(&c.route.sub, j.Delivery)
 	if err != nil {
 		return c.failed(ctx, j, err)
 	}

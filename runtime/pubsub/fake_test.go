@@ -3,6 +3,7 @@ package pubsub_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -31,7 +32,7 @@ type broker struct {
 	sent     []block.Message
 	consumed int // Consume calls
 	opts     block.ConsumeOptions
-	log      func(format string, args ...any)
+	log      func(format string, args ...any) // called with mu held
 
 	failPublish func(block.Message) error
 	failConsume func(topic string, n int) error
@@ -144,6 +145,19 @@ func (b *broker) Consume(ctx context.Context, opts block.ConsumeOptions, deliver
 			})
 		}
 		deliver(d)
+	}
+}
+
+// record starts a new log of what the broker sees; the result reads it.
+func (b *broker) record() func() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var log []string
+	b.log = func(format string, args ...any) { log = append(log, fmt.Sprintf(format, args...)) }
+	return func() []string {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return slices.Clone(log)
 	}
 }
 

@@ -66,6 +66,7 @@ func TestBackoffGrowsForEver(t *testing.T) {
 				subscribe(t, s, sub("t"))
 				b.put(event("t", key, "x"))
 				time.Sleep(time.Hour)
+				synctest.Wait()
 				if len(times) < 60 {
 					t.Fatalf("%d deliveries in an hour, want one a minute at least", len(times))
 				}
@@ -76,7 +77,7 @@ func TestBackoffGrowsForEver(t *testing.T) {
 						t.Errorf("pause %d = %v, want about %v", i, got, want)
 					}
 				}
-				if got, want := j.got[20], "x/21"; got != want {
+				if got, want := j.all()[20], "x/21"; got != want {
 					t.Errorf("delivery 21 = %q, want %q", got, want)
 				}
 			})
@@ -102,8 +103,8 @@ func TestPolicyAttemptsAreCounted(t *testing.T) {
 		subscribe(t, s, sub("t", withDeadLetter))
 		b.put(event("t", "", "x"))
 		synctest.Wait()
-		if want := []string{"x/1", "x/2", "x/3"}; !slices.Equal(j.got, want) {
-			t.Errorf("delivered %q, want %q", j.got, want)
+		if want := []string{"x/1", "x/2", "x/3"}; !slices.Equal(j.all(), want) {
+			t.Errorf("delivered %q, want %q", j.all(), want)
 		}
 		if got := b.topics(); !slices.Equal(got, []string{"t", "dead"}) {
 			t.Errorf("published to %q", got)
@@ -136,6 +137,7 @@ func TestKeyOrder(t *testing.T) {
 			t.Errorf("while a1 fails: %q", got)
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		var a []string
 		for _, g := range j.all() {
 			if g[0] == 'a' {
@@ -169,6 +171,7 @@ func TestPoisonKey(t *testing.T) {
 			b.put(event("t", fmt.Sprint("k", i%3), fmt.Sprint("good", i)))
 		}
 		time.Sleep(10 * time.Minute)
+		synctest.Wait()
 		good := 0
 		for _, g := range j.all() {
 			if strings.HasPrefix(g, "good") {
@@ -211,6 +214,7 @@ func TestConcurrency(t *testing.T) {
 					b.put(event("t", c.key, fmt.Sprint(i)))
 				}
 				time.Sleep(5 * time.Second)
+				synctest.Wait()
 				if got := peak.Load(); got != c.want {
 					t.Errorf("at most %d at once, want %d", got, c.want)
 				}
@@ -247,8 +251,7 @@ func TestDrain(t *testing.T) {
 				b.put(event("t", "k", "x"))
 				b.put(event("t", "k", "y"))
 				synctest.Wait()
-				var log []string
-				b.log = func(format string, args ...any) { log = append(log, fmt.Sprintf(format, args...)) }
+				log := b.record()
 				ctx, cancel := context.WithTimeout(t.Context(), c.patience)
 				defer cancel()
 				start := time.Now()
@@ -257,8 +260,8 @@ func TestDrain(t *testing.T) {
 					t.Errorf("Drain = %v after %v", err, time.Since(start))
 				}
 				b.put(event("t", "k", "z"))
-				if want := append(c.want, "publish t"); !slices.Equal(log, want) {
-					t.Errorf("log %q, want %q", log, want)
+				if want := append(c.want, "publish t"); !slices.Equal(log(), want) {
+					t.Errorf("log %q, want %q", log(), want)
 				}
 				if err := s.Drain(t.Context()); err != nil {
 					t.Errorf("second Drain = %v", err)
@@ -284,13 +287,12 @@ func TestFailureWhileDraining(t *testing.T) {
 		subscribe(t, s, sub("t", withDeadLetter))
 		b.put(event("t", "", "x"))
 		synctest.Wait()
-		var log []string
-		b.log = func(format string, args ...any) { log = append(log, fmt.Sprintf(format, args...)) }
+		log := b.record()
 		if err := s.Drain(t.Context()); err != nil {
 			t.Error(err)
 		}
-		if want := []string{"returned 1"}; !slices.Equal(log, want) {
-			t.Errorf("log %q, want %q", log, want)
+		if want := []string{"returned 1"}; !slices.Equal(log(), want) {
+			t.Errorf("log %q, want %q", log(), want)
 		}
 	})
 }
@@ -351,6 +353,7 @@ func TestIsolation(t *testing.T) {
 			t.Errorf("at once: %q, want %q", j.all(), want)
 		}
 		time.Sleep(5 * time.Minute)
+		synctest.Wait()
 		if want := []string{"g/1", "b/1"}; !slices.Equal(j.all(), want) {
 			t.Errorf("later: %q, want %q", j.all(), want)
 		}
