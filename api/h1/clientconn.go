@@ -39,16 +39,23 @@ func newClientConn(c *Client, nc net.Conn) *clientConn {
 
 func (cc *clientConn) close() { _ = cc.nc.Close() }
 
-// watch breaks the exchange off when ctx ends. The returned function, nil when ctx cannot
-// end, reports false when that has happened; the connection is then of no use.
-func (cc *clientConn) watch(ctx context.Context) (stop func() bool) {
+// stopper ends a watch. stop reports false when the watched context ended before.
+type stopper interface{ stop() bool }
+
+type stopFunc func() bool
+
+func (f stopFunc) stop() bool { return f() }
+
+// watch breaks the exchange off when ctx ends. The result is nil when ctx cannot end; when its
+// stop reports false the connection is of no more use.
+func (cc *clientConn) watch(ctx context.Context) stopper {
+	if x, ok := ctx.(*exchangeContext); ok {
+		return x.register(cc.abort)
+	}
 	if ctx.Done() == nil {
 		return nil
 	}
-	if x, ok := ctx.(*exchangeContext); ok {
-		return x.AfterFunc(cc.abort)
-	}
-	return context.AfterFunc(ctx, cc.abort)
+	return stopFunc(context.AfterFunc(ctx, cc.abort))
 }
 
 // write sends pieces outside the answer's path.
@@ -81,7 +88,7 @@ func (c *Client) attempt(ctx context.Context, cc *clientConn, req *Request, head
 	cc.rd.acquire()
 	cc.heard = false
 	r := &Response{mem: answers.Get().(*answer)}
-	r.body = stream{resp: r, cc: cc, ctx: ctx, method: req.Method, stop: cc.watch(ctx)}
+	r.body = stream{resp: r, cc: cc, ctx: ctx, method: req.Method, watch: cc.watch(ctx)}
 	wrote := r.body.send(req, head)
 	// Also after a failed write: an origin that refuses a body answers, then closes.
 	err := cc.readHead(&r.mem.head, req)
@@ -185,6 +192,7 @@ type upload struct {
 
 const (
 	uploadGrace  = 100 * time.Millisecond // for a request's last bytes, after its answer's
+	uploadPause  = 5 * time.Millisecond   // of it, spent waiting: mostly the writer is just behind the reader
 	chunkMargin  = len("10000\r\n")       // before the data of a chunk, at most
 	uploadBuffer = 64 << 10
 )
@@ -220,6 +228,9 @@ func (u *upload) answered(keep bool) {
 		u.awaitData(keep)
 		return
 	}
+	if keep {
+		u.await(uploadPause)
+	}
 	u.mu.Lock()
 	if u.ended {
 		keep = keep && u.err == nil
@@ -239,21 +250,29 @@ func (u *upload) answered(keep bool) {
 
 // awaitData waits for the end of a body in memory, which the caller may reuse afterwards.
 func (u *upload) awaitData(keep bool) {
-	grace := time.NewTimer(uploadGrace)
-	defer grace.Stop()
-	if keep {
-		select {
-		case <-u.done:
-		case <-grace.C:
-			keep = false
-		}
-	}
-	if !keep {
+	if !keep || !u.await(uploadGrace) {
 		u.cc.close()
 		<-u.done
 		return
 	}
 	u.cc.recycle(u.failure() == nil, nil)
+}
+
+// await waits for the end of run, for at most d.
+func (u *upload) await(d time.Duration) bool {
+	select {
+	case <-u.done:
+		return true
+	default:
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-u.done:
+		return true
+	case <-timer.C:
+		return false
+	}
 }
 
 func (u *upload) failure() error {

@@ -17,6 +17,7 @@ type exchangeContext struct {
 	done  chan struct{} // guarded by mu; nil until asked for
 	err   error         // guarded by mu
 	after *afterCancel  // guarded by mu; a list
+	first afterCancel   // guarded by mu: room for the usual one entry, used once
 }
 
 type afterCancel struct {
@@ -51,21 +52,30 @@ func (c *exchangeContext) Err() error {
 }
 
 // AfterFunc is the hook of the context package: f runs in its own goroutine after the end.
-func (c *exchangeContext) AfterFunc(f func()) (stop func() bool) {
+func (c *exchangeContext) AfterFunc(f func()) (stop func() bool) { return c.register(f).stop }
+
+// register is AfterFunc without the closure.
+func (c *exchangeContext) register(f func()) *afterCancel {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	a := &c.first
+	if a.c != nil {
+		a = new(afterCancel)
+	}
+	a.c = c
 	if c.err != nil {
 		go f()
-		return func() bool { return false }
+		return a
 	}
-	a := &afterCancel{c: c, f: f, next: c.after}
+	a.f, a.next = f, c.after
 	if a.next != nil {
 		a.next.prev = a
 	}
 	c.after = a
-	return a.stop
+	return a
 }
 
+// stop takes f off and reports whether it will not run.
 func (a *afterCancel) stop() bool {
 	a.c.mu.Lock()
 	defer a.c.mu.Unlock()

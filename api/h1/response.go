@@ -140,7 +140,7 @@ func (r *Response) takeChunks() error {
 // switchOver hands the connection to the caller after a 101.
 func (r *Response) switchOver() (*Response, error) {
 	s := &r.body
-	if s.stop != nil && !s.stop() {
+	if s.watch != nil && !s.watch.stop() {
 		err := s.noAnswer(s.ctx.Err(), nil)
 		s.cc.close()
 		return nil, err
@@ -163,7 +163,7 @@ type stream struct {
 	cc     *clientConn
 	ctx    context.Context // of Do; it governs the body too, and names the reason when it ends
 	method string
-	stop   func() bool
+	watch  stopper
 	up     *upload
 	keep   bool
 	ahead  []byte // body bytes decoded already
@@ -238,7 +238,7 @@ func (s *stream) release() {
 	s.resp.trailer = s.cc.body.trailer
 	// More bytes than the answer has would be taken for the next one's.
 	keep := s.keep && s.cc.rd.size() == 0
-	if s.stop != nil && !s.stop() {
+	if s.watch != nil && !s.watch.stop() {
 		keep = false
 	}
 	s.cc.recycle(keep, s.up)
@@ -253,8 +253,8 @@ func (s *stream) abandon() {
 
 // fail ends the exchange and its connection.
 func (s *stream) fail() {
-	if s.stop != nil {
-		s.stop()
+	if s.watch != nil {
+		s.watch.stop()
 	}
 	s.cc.close()
 	if s.up != nil {

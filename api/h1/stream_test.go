@@ -35,7 +35,7 @@ func TestClientFullDuplex(t *testing.T) {
 		w.Header().Set(http.TrailerPrefix+"X-Sum", r.Trailer.Get("X-Sum"))
 	})
 	c, dials := client(t, addr)
-	for range 2 {
+	for range 10 {
 		pr, pw := io.Pipe()
 		r, err := c.Do(t.Context(), &h1.Request{Method: "POST", Stream: pr, Length: call.Unknown,
 			Fields:  call.Fields{{Name: "X-A", Value: "b"}},
@@ -58,8 +58,8 @@ func TestClientFullDuplex(t *testing.T) {
 		}
 		_ = r.Trailer()
 	}
-	if dials.Load() != 1 {
-		t.Errorf("%d connections, want 1", dials.Load())
+	if n := dials.Load(); n > 3 {
+		t.Errorf("%d connections for 10 calls in turn", n)
 	}
 }
 

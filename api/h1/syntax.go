@@ -102,6 +102,9 @@ func EndToEnd(dst, src call.Fields) call.Fields {
 			named += "," + src[i].Value
 		}
 	}
+	if dst == nil {
+		dst = make(call.Fields, 0, len(src))
+	}
 	for _, f := range src {
 		if HopByHop(f.Name) || same(f.Name, "Content-Length") || named != "" && listed(named, f.Name) {
 			continue
