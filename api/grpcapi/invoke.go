@@ -38,6 +38,9 @@ func (s *Server) InvokeService(ctx context.Context, in *runtimev1.InvokeServiceR
 		Query: msg.GetHttpExtension().GetQuerystring(), TypeURL: msg.GetData().GetTypeUrl(),
 		Data: msg.GetData().GetValue(), Header: invokeFields(md)}
 	req.Length = int64(len(req.Data))
+	if s.o.Tracing != nil {
+		req.Header = s.o.Tracing.Request(ctx, req.Header)
+	}
 	if ext := msg.GetHttpExtension(); ext != nil {
 		req.Verb = ext.GetVerb().String()
 	}

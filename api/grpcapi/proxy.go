@@ -34,7 +34,10 @@ func (s *Server) proxy(_ any, ss grpc.ServerStream) error {
 	method, _ := grpc.MethodFromServerStream(ss)
 	req := &call.Request{Protocol: call.GRPC, Target: target, Path: method, Type: first(md, "content-type"),
 		Header: fieldsOf(md, func(name string) bool { return name != appKey && name != tokenKey })}
-	p := &proxied{ss: ss, limit: s.o.MaxMessage}
+	if s.o.Tracing != nil {
+		req.Header = s.o.Tracing.Request(ss.Context(), req.Header)
+	}
+	p := &proxied{ss: ss}
 	if err := p.takeBody(req); err != nil {
 		return err
 	}
@@ -57,9 +60,8 @@ func first(md metadata.MD, name string) string {
 
 // proxied is one proxied call.
 type proxied struct {
-	ss    grpc.ServerStream
-	limit int
-	end   *status.Status
+	ss  grpc.ServerStream
+	end *status.Status
 }
 
 // takeBody reads the request's beginning. Most calls are one message and its end, and then the

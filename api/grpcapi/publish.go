@@ -50,10 +50,8 @@ func (s *Server) BulkPublishEventAlpha1(ctx context.Context, in *runtimev1.BulkP
 
 // trace is the call's trace context, as headers.
 func (s *Server) trace(ctx context.Context) pubsub.Trace {
-	if t, ok := s.o.Tracing.(interface {
-		Headers(context.Context) (parent, state string)
-	}); ok {
-		parent, state := t.Headers(ctx)
+	if s.o.Tracing != nil {
+		parent, state := s.o.Tracing.Headers(ctx)
 		return pubsub.Trace{Parent: parent, State: state}
 	}
 	md, _ := metadata.FromIncomingContext(ctx)

@@ -36,6 +36,10 @@ type Tracing interface {
 	// GRPCBegin starts the call's span. The returned metadata go to the caller as headers.
 	// refused is the text of an InvalidArgument answer.
 	GRPCBegin(ctx context.Context, method string, md metadata.MD) (next context.Context, span Span, refused string)
+	// Request puts the call's trace context into the headers of an invocation.
+	Request(ctx context.Context, h call.Fields) call.Fields
+	// Headers is the call's trace context as header values; empty when there is none.
+	Headers(ctx context.Context) (parent, state string)
 }
 
 // Span is one call's span.

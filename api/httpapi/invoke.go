@@ -119,7 +119,10 @@ func (s *Server) invoke(r *Request, target, escapedMethod string) {
 		r.Fail(apierr.Invoke(target, err))
 		return
 	}
-	req.Header = h1.EndToEnd(make(call.Fields, 0, len(r.Header)+6), r.Header)
+	req.Header = h1.EndToEnd(make(call.Fields, 0, len(r.Header)+8), r.Header)
+	if r.span != nil {
+		req.Header = r.span.Request(req.Header)
+	}
 	if err := s.o.Invoke.Invoke(r.Context(), req, invokeResponder{r}); err != nil && r.status == 0 {
 		r.Fail(apierr.Invoke(target, err))
 	}
@@ -143,7 +146,7 @@ func (r *Request) takeBody(req *call.Request) error {
 		return nil
 	case n >= 0 && n <= inlineBody:
 		body, err := r.Body()
-		req.Data, req.Length = body, n
+		req.Data, req.Length = body, int64(len(body))
 		return err
 	}
 	limit := r.s.o.MaxBody
@@ -154,6 +157,7 @@ func (r *Request) takeBody(req *call.Request) error {
 	if limit >= 0 && n < 0 {
 		body = &limited{r: body, n: limit}
 	}
+	body, n = r.incoming.stream(body, n)
 	req.Stream, req.Length = io.NopCloser(body), n
 	return nil
 }
@@ -166,13 +170,25 @@ func (r *Request) inform(status int, fields call.Fields) {
 func (r *Request) respondCall(resp *call.Response) error {
 	fields, body := r.answerHead(resp)
 	if resp.Stream == nil {
-		if r.replace != nil {
-			body = r.replace(body)
+		body, err := r.outgoing.whole(body)
+		if err != nil {
+			return err
 		}
 		r.status, r.out = resp.Status, int64(len(body))
+		if r.Method == http.MethodHead && resp.Length > 0 {
+			return r.respondHead(resp, fields)
+		}
 		return r.x.Respond(resp.Status, fields, body)
 	}
 	return r.stream(resp, fields)
+}
+
+// respondHead answers a HEAD request with the length the app announced.
+func (r *Request) respondHead(resp *call.Response, fields call.Fields) error {
+	if err := r.x.Start(resp.Status, fields, resp.Length); err != nil {
+		return err
+	}
+	return r.x.End(nil)
 }
 
 // answerHead builds status, headers and, for a gRPC app, the body an HTTP caller sees.
@@ -216,13 +232,14 @@ func grpcFailure(raw []byte) (status int, body []byte) {
 // stream copies a body as it comes, flushing whatever is there before waiting for more.
 func (r *Request) stream(resp *call.Response, fields call.Fields) error {
 	r.status = resp.Status
-	if err := r.x.Start(resp.Status, fields, resp.Length); err != nil {
+	body, length := r.outgoing.stream(resp.Stream, resp.Length)
+	if err := r.x.Start(resp.Status, fields, length); err != nil {
 		return fault.Wrap("httpapi.respond", fault.Canceled, err)
 	}
 	buf := takeChunk()
 	defer giveChunk(buf)
 	for {
-		n, err := resp.Stream.Read(*buf)
+		n, err := body.Read(*buf)
 		if n > 0 {
 			r.out += int64(n)
 			_, werr := r.x.Write((*buf)[:n])

@@ -16,26 +16,28 @@ import (
 type Request struct {
 	Method string
 	// Path is the request path as sent, without query, duplicate slashes collapsed and still
-	// percent-encoded. Middleware may change it.
+	// percent-encoded. Middleware changes it with Rewrite.
 	Path  string
 	Query string // raw, without '?'
 	// Header holds the request's fields, hop-by-hop ones included.
 	Header call.Fields
 
-	x       exchange
-	s       *Server
-	raw     string // path before collapsing, for URL targets
-	route   string
-	ctx     context.Context
-	span    Span
-	start   time.Time
-	status  int
-	in, out int64
-	badPath bool
-	body    []byte // replaced or read body
-	hasBody bool
-	replace func([]byte) []byte // response body filter
-	cors    string              // value of Access-Control-Allow-Origin; empty: not sent
+	x        exchange
+	s        *Server
+	raw      string // path before collapsing, for URL targets
+	route    string
+	ctx      context.Context
+	span     Span
+	start    time.Time
+	status   int
+	in, out  int64
+	badPath  bool
+	body     []byte // replaced or read body
+	hasBody  bool
+	incoming Filter      // of the request body
+	outgoing Filter      // of the response body
+	added    call.Fields // response headers from middleware
+	cors     string      // value of Access-Control-Allow-Origin; empty: not sent
 }
 
 func (r *Request) begin(s *Server, x exchange) {
@@ -78,23 +80,30 @@ func (r *Request) Body() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.body, r.hasBody, r.in = b, true, int64(len(b))
+	r.in = int64(len(b))
+	if b, err = r.incoming.whole(b); err != nil {
+		return nil, err
+	}
+	r.body, r.hasBody = b, true
 	return b, nil
 }
 
 // SetBody replaces the request body, for middleware.
 func (r *Request) SetBody(b []byte) { r.body, r.hasBody = b, true }
 
-// FilterResponse makes every whole response body pass through f, for middleware.
-func (r *Request) FilterResponse(f func([]byte) []byte) { r.replace = f }
-
-// RemoteHost is the caller's address without port.
-func (r *Request) RemoteHost() string {
+// RemoteAddr is the caller's address as its connection has it: "host:port", or what the
+// system calls the other end of a Unix socket, often nothing.
+func (r *Request) RemoteAddr() string {
 	a := r.x.RemoteAddr()
 	if a == nil {
 		return ""
 	}
-	s := a.String()
+	return a.String()
+}
+
+// RemoteHost is the caller's address without port.
+func (r *Request) RemoteHost() string {
+	s := r.RemoteAddr()
 	if i := strings.LastIndexByte(s, ':'); i >= 0 {
 		return strings.Trim(s[:i], "[]")
 	}
@@ -129,8 +138,10 @@ func (r *Request) Metadata() map[string]string {
 
 // Respond answers with a whole body.
 func (r *Request) Respond(status int, fields call.Fields, body []byte) {
-	if r.replace != nil && len(body) > 0 {
-		body = r.replace(body)
+	body, err := r.outgoing.whole(body)
+	if err != nil { // bytes in memory do not fail, so the filter did
+		r.s.o.Log.Error("a middleware could not filter an answer", "err", err)
+		status, body = http.StatusInternalServerError, nil
 	}
 	r.status, r.out = status, int64(len(body))
 	if r.span != nil {
@@ -141,6 +152,7 @@ func (r *Request) Respond(status int, fields call.Fields, body []byte) {
 
 // decorate adds what every answer carries.
 func (r *Request) decorate(fields call.Fields) call.Fields {
+	fields = append(fields, r.added...)
 	if r.s != nil && len(r.s.o.Origins) > 0 && fields.Get("Vary") == "" {
 		fields = append(fields, call.Field{Name: "Vary", Value: "Origin"})
 	}

@@ -50,6 +50,8 @@ type Tracing interface {
 type Span interface {
 	// Response appends the headers that tell the caller about the trace.
 	Response(h call.Fields) call.Fields
+	// Request puts the trace context into the headers of a call made for the request.
+	Request(h call.Fields) call.Fields
 	// End closes the span with the answer's status.
 	End(status int)
 }

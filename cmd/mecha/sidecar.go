@@ -170,9 +170,10 @@ func buildSidecar(ctx context.Context, set *settings.Settings, log *slog.Logger)
 	if err != nil {
 		return err
 	}
-	edges := &edges{set: set, config: config, log: log, metrics: metrics, tracer: tracer, resources: resources}
+	trace := &tracing{tracer: tracer, app: set.AppID}
+	edges := &edges{set: set, config: config, log: log, metrics: metrics, tracing: trace, resources: resources}
 	return host.Run(ctx, host.Options{Settings: set, Config: config, Resources: resources, Implicit: implicitComponents(), Backends: all,
-		Version: version, Log: log, Metrics: metrics, Tracer: tracer, Edges: edges})
+		Version: version, Log: log, Metrics: metrics, Tracer: tracer, Tracing: trace, Edges: edges})
 }
 
 func adminServer(set *settings.Settings, metrics *telemetry.Metrics, log *slog.Logger) *adminapi.Server {

@@ -46,6 +46,7 @@ type Options struct {
 	Metrics   *telemetry.Metrics
 	Tracer    *telemetry.Tracer
 	Edges     Edges
+	Tracing   invoke.Tracing // of calls that arrive; may be nil
 }
 
 // Edges are the ways in and out, implemented by the packages of api.
@@ -230,7 +231,7 @@ func (h *Sidecar) buildServices(l Listeners) error {
 	hostName, _ := os.Hostname()
 	inv := invoke.New(invoke.Options{Self: h.self, HostIP: h.s.HostAddress(), HostName: hostName, Local: h.app,
 		Peers: h.o.Edges.Peers(), External: h.o.Edges.External(), Registry: h.registry, Endpoints: h.endpoints(),
-		Record: invokeRecorder{h.o.Metrics}, Log: h.log, ChainOut: chainOut, ChainIn: chainIn})
+		Record: invokeRecorder{h.o.Metrics}, Tracing: h.o.Tracing, Log: h.log, ChainOut: chainOut, ChainIn: chainIn})
 	ps := pubsub.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.subscription"), Recorder: h.o.Metrics,
 		Inbound: func(component string) *call.Target {
 			t := &call.Target{Kind: call.Deliver, Direction: call.Inbound, Name: component, Namespace: h.self.Namespace}

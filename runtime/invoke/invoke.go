@@ -51,6 +51,17 @@ type Recorder interface {
 	InvokeResRecv(app string, status int, kind string, took time.Duration)
 }
 
+// Tracing starts the span of a call that arrived from a peer and puts its context into the
+// request's headers. A nil Span records nothing.
+type Tracing interface {
+	Arrived(ctx context.Context, req *call.Request) (context.Context, Span)
+}
+
+// Span is a call's span. err is set when the app gave no answer.
+type Span interface {
+	End(status int, err error)
+}
+
 // Options make a Service. Self and ChainOut/ChainIn are required.
 type Options struct {
 	Self      identity.Self
@@ -62,6 +73,7 @@ type Options struct {
 	Registry  block.Registry
 	Endpoints []Endpoint
 	Record    Recorder // may be nil
+	Tracing   Tracing  // may be nil
 	Log       *slog.Logger
 	// ChainOut and ChainIn compile the policy of a target.
 	ChainOut, ChainIn func(*call.Target) *call.Chain
@@ -140,9 +152,23 @@ func (s *Service) Serve(ctx context.Context, req *call.Request, caller string, o
 	if s.o.Record != nil {
 		s.o.Record.InvokeReqRecv(caller)
 	}
+	if s.o.Tracing == nil {
+		_, err := s.toApp(ctx, req, caller, out)
+		return err
+	}
+	ctx, span := s.o.Tracing.Arrived(ctx, req)
+	status, err := s.toApp(ctx, req, caller, out)
+	if span != nil {
+		span.End(status, err)
+	}
+	return err
+}
+
+// toApp gives an arrived call to the app and its answer to out.
+func (s *Service) toApp(ctx context.Context, req *call.Request, caller string, out call.Responder) (status int, err error) {
 	c, err := call.Begin(ctx, s.inbound, call.Desc{Op: opOf(req), Resource: req.Path, Safety: safetyOf(req), Streamed: req.Streamed(), Attrs: &req.Header})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var resp *call.Response
 	for c.Next() {
@@ -150,15 +176,16 @@ func (s *Service) Serve(ctx context.Context, req *call.Request, caller string, o
 		c.Done(err)
 	}
 	if err != nil {
-		return c.End(err)
+		return 0, c.End(err)
 	}
 	c.Final()
+	status = resp.Status
 	if s.o.Record != nil {
-		s.o.Record.InvokeResSent(caller, resp.Status)
+		s.o.Record.InvokeResSent(caller, status)
 	}
 	err = out.Respond(c.Context(), resp)
 	resp.Close()
-	return c.End(err)
+	return status, c.End(err)
 }
 
 // mine refuses calls meant for somebody else: a stale registry entry, or a port that another
