@@ -145,13 +145,14 @@ func errClosed(op fault.Op) error {
 	return fault.New(op, fault.Unavailable, "the registry is closed").WithSent(fault.SentNever)
 }
 
-// Ping checks that multicast can be sent.
+// Ping checks that multicast can be sent. It asks for a name that nobody has, so that nobody
+// answers.
 func (r *registry) Ping(ctx context.Context) error {
 	s, err := r.network(ctx, opPing)
 	if err != nil {
 		return err
 	}
-	return fault.Wrap(opPing, fault.Unavailable, s.send(func(*net.Interface) *wire.Msg { return query(serviceType) }))
+	return fault.Wrap(opPing, fault.Unavailable, s.send(func(*net.Interface) *wire.Msg { return query(instanceLabel("ping") + "." + serviceType) }))
 }
 
 // packet handles one message from the network.
