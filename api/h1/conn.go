@@ -128,7 +128,10 @@ func (c *conn) awaitHead(first bool) (size int, ok bool) {
 				c.handOver()
 				return 0, false
 			}
-		} else if c.skipBlank(); c.rd.size() > 0 {
+		} else {
+			if scanned == 0 {
+				c.skipBlank()
+			}
 			size, err := c.rd.scanHead(scanned, c.srv.MaxHeaderBytes)
 			if err != nil {
 				c.refuseHead(err)
@@ -268,8 +271,9 @@ func (c *conn) exchange(size int) bool {
 	}
 	c.srv.sweep.begin()
 	c.handle()
-	c.began.Store(0)
-	c.srv.sweep.end()
+	if c.began.Store(0); !c.taken {
+		c.srv.sweep.end()
+	}
 	alive := c.settle()
 	if ctx := c.ctx.Swap(nil); ctx != nil {
 		ctx.cancel()

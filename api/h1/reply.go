@@ -340,6 +340,7 @@ func (ex *Exchange) take() net.Conn {
 	ex.state = replyTaken
 	c.taken, c.keep = true, false
 	c.began.Store(0)
+	c.srv.sweep.end() // a tunnel may last for days and needs no sweeper
 	_ = c.nc.SetDeadline(noDeadline)
 	c.armed = 0
 	rc := &replayConn{Conn: c.nc, pre: bytes.Clone(c.rd.unread())}

@@ -2,6 +2,7 @@ package h1_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -332,6 +334,40 @@ func TestProxyCallerAbort(t *testing.T) {
 			t.Fatal("the call to the origin goes on")
 		}
 	}
+}
+
+// TestManyCallers keeps pooled memory busy from all sides: nobody may see another's bytes.
+func TestManyCallers(t *testing.T) {
+	origin := serve(t, echo)
+	c, _ := client(t, origin)
+	proxy, _ := client(t, serve(t, func(ex *h1.Exchange) { forward(ex, c) }))
+	var all sync.WaitGroup
+	for caller := range 32 {
+		all.Go(func() {
+			for i := range 30 {
+				size := (caller*7919 + i*104_729) % (200 << (i % 11))
+				body := bytes.Repeat([]byte{byte(caller), byte(i), 'x'}, size/3+1)[:size]
+				req := h1.Request{Method: "POST", Target: "/", Body: body}
+				if i%3 == 0 {
+					req = h1.Request{Method: "POST", Stream: bytes.NewReader(body), Length: call.Unknown}
+				}
+				r, err := proxy.Do(t.Context(), &req)
+				if err != nil {
+					t.Errorf("%d bytes: %v", size, err)
+					return
+				}
+				got := r.Data
+				if r.Stream != nil {
+					got, err = io.ReadAll(r.Stream)
+				}
+				if !bytes.Equal(got, body) || err != nil || r.Status != 200 {
+					t.Errorf("%d bytes: %d with %d bytes, %v", size, r.Status, len(got), err)
+				}
+				r.Close()
+			}
+		})
+	}
+	all.Wait()
 }
 
 // forward is the least a proxy does.
