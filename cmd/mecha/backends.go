@@ -4,6 +4,7 @@ import (
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/dns"
 	"github.com/mecha-project/mecha/components/hostdir"
+	"github.com/mecha-project/mecha/components/mdns"
 	"github.com/mecha-project/mecha/components/memory"
 	"github.com/mecha-project/mecha/components/nats"
 	"github.com/mecha-project/mecha/components/sqlite"
@@ -17,6 +18,7 @@ func backends() (*block.Set, error) {
 		nats.Backend(),
 		// Name resolution.
 		hostdir.Backend(),
+		mdns.Backend(),
 		dns.Backend(),
 		staticfile.Backend(),
 		sqlite.Backend(),

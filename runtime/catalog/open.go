@@ -81,7 +81,7 @@ func (c *Catalog) Open(s Spec) (*Opened, error) {
 	}
 	log := c.log.With("component", s.LogName())
 	config := part.Config()
-	found := conf.Decode(s.Items, config)
+	found := conf.Decode(s.Items, config, conf.Also(conf.ServiceKeys(kind)...))
 	for _, w := range found.Warnings() {
 		log.Warn("component metadata: " + w.String())
 	}

@@ -1,0 +1,305 @@
+// Package harness starts real sidecars for black-box tests: the binary, its processes, their
+// ports and logs. Tests bring the apps. Start at Start.
+package harness
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var (
+	buildOnce sync.Once
+	binary    string
+	buildErr  error
+)
+
+// Binary is the path of the mecha binary under test: MECHA_BIN, or one built for this test
+// process.
+func Binary(tb testing.TB) string {
+	tb.Helper()
+	buildOnce.Do(func() {
+		if binary = os.Getenv("MECHA_BIN"); binary != "" {
+			binary, buildErr = filepath.Abs(binary)
+			return
+		}
+		dir, err := os.MkdirTemp("", "mecha-test-")
+		if err != nil {
+			buildErr = err
+			return
+		}
+		binary = filepath.Join(dir, "mecha")
+		cmd := exec.Command("go", "build", "-o", binary, "github.com/mecha-project/mecha/cmd/mecha")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			buildErr = fmt.Errorf("go build: %w\n%s", err, out)
+		}
+	})
+	if buildErr != nil {
+		tb.Fatal(buildErr)
+	}
+	return binary
+}
+
+// Mesh is a set of sidecars that find each other: one runtime directory.
+type Mesh struct {
+	tb  testing.TB
+	Dir string // runtime directory, holds the registry
+}
+
+// NewMesh makes an empty mesh in a directory of its own.
+func NewMesh(tb testing.TB) *Mesh {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "mesh-")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	return &Mesh{tb: tb, Dir: dir}
+}
+
+// Options describe a sidecar. The zero value is a sidecar without an app.
+type Options struct {
+	AppID    string
+	AppPort  int
+	Protocol string // empty: http
+	Args     []string
+	Env      []string          // NAME=value
+	Files    map[string]string // resource files by name
+	Config   string            // text of a Configuration file
+	// NoWait returns as soon as the process runs.
+	NoWait bool
+}
+
+// Sidecar is a running sidecar process.
+type Sidecar struct {
+	tb      testing.TB
+	Cmd     *exec.Cmd
+	AppID   string
+	HTTP    int // ports
+	GRPC    int
+	Metrics int
+	Dir     string // its resources
+	log     *logBuffer
+	exited  chan struct{}
+	err     error
+}
+
+// Start runs a sidecar and waits until it is healthy (outbound healthy, if its app does not
+// listen). It is killed at the end of the test.
+func (m *Mesh) Start(o Options) *Sidecar {
+	m.tb.Helper()
+	s := &Sidecar{tb: m.tb, AppID: o.AppID, HTTP: FreePort(m.tb), GRPC: FreePort(m.tb), Metrics: FreePort(m.tb), log: &logBuffer{}, exited: make(chan struct{})}
+	s.Dir = m.tb.TempDir()
+	args := []string{"sidecar", "--app-id", o.AppID, "--dapr-http-port", strconv.Itoa(s.HTTP), "--dapr-grpc-port", strconv.Itoa(s.GRPC),
+		"--metrics-port", strconv.Itoa(s.Metrics), "--dapr-internal-grpc-port", strconv.Itoa(FreePort(m.tb)), "--resources-path", s.Dir}
+	if o.AppPort > 0 {
+		args = append(args, "--app-port", strconv.Itoa(o.AppPort))
+	}
+	if o.Protocol != "" {
+		args = append(args, "--app-protocol", o.Protocol)
+	}
+	for name, text := range o.Files {
+		write(m.tb, filepath.Join(s.Dir, name), text)
+	}
+	if o.Config != "" {
+		path := filepath.Join(m.tb.TempDir(), "config.yaml")
+		write(m.tb, path, o.Config)
+		args = append(args, "--config", path)
+	}
+	s.Cmd = exec.Command(Binary(m.tb), append(args, o.Args...)...)
+	s.Cmd.Env = append(os.Environ(), "MECHA_RUNTIME_DIR="+m.Dir, "HOME="+m.Dir)
+	s.Cmd.Env = append(s.Cmd.Env, o.Env...)
+	s.Cmd.Stdout, s.Cmd.Stderr = s.log, s.log
+	if err := s.Cmd.Start(); err != nil {
+		m.tb.Fatal(err)
+	}
+	go func() { s.err = s.Cmd.Wait(); close(s.exited) }()
+	m.tb.Cleanup(s.cleanup)
+	if !o.NoWait {
+		s.WaitHealthy()
+	}
+	return s
+}
+
+func write(tb testing.TB, path, text string) {
+	tb.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func (s *Sidecar) cleanup() {
+	s.Kill()
+	if s.tb.Failed() {
+		s.tb.Logf("log of sidecar %s:\n%s", s.AppID, s.Log())
+	}
+}
+
+// URL is the address of an API path.
+func (s *Sidecar) URL(path string) string { return fmt.Sprintf("http://127.0.0.1:%d%s", s.HTTP, path) }
+
+// Target is the gRPC API's address.
+func (s *Sidecar) Target() string { return fmt.Sprintf("127.0.0.1:%d", s.GRPC) }
+
+// WaitHealthy waits for /v1.0/healthz.
+func (s *Sidecar) WaitHealthy() { s.tb.Helper(); s.waitFor("/v1.0/healthz") }
+
+// WaitOutbound waits for /v1.0/healthz/outbound.
+func (s *Sidecar) WaitOutbound() { s.tb.Helper(); s.waitFor("/v1.0/healthz/outbound") }
+
+func (s *Sidecar) waitFor(path string) {
+	s.tb.Helper()
+	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		select {
+		case <-s.exited:
+			s.tb.Fatalf("sidecar %s exited: %v\n%s", s.AppID, s.err, s.Log())
+		default:
+		}
+		resp, err := client.Get(s.URL(path))
+		if err != nil {
+			continue
+		}
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusNoContent {
+			return
+		}
+	}
+	s.tb.Fatalf("sidecar %s is not ready after 20 s (%s)\n%s", s.AppID, path, s.Log())
+}
+
+// Log is what the sidecar printed so far.
+func (s *Sidecar) Log() string { return s.log.String() }
+
+// WaitLog waits until the log contains text.
+func (s *Sidecar) WaitLog(text string) {
+	s.tb.Helper()
+	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if strings.Contains(s.Log(), text) {
+			return
+		}
+	}
+	s.tb.Fatalf("sidecar %s never logged %q\n%s", s.AppID, text, s.Log())
+}
+
+// Kill ends the process at once.
+func (s *Sidecar) Kill() {
+	_ = s.Cmd.Process.Kill() // it may have ended
+	<-s.exited
+}
+
+// Signal sends a signal.
+func (s *Sidecar) Signal(sig syscall.Signal) { _ = s.Cmd.Process.Signal(sig) }
+
+// Exited is closed when the process has ended.
+func (s *Sidecar) Exited() <-chan struct{} { return s.exited }
+
+// Wait waits for the process to end by itself and returns its exit code.
+func (s *Sidecar) Wait(limit time.Duration) int {
+	s.tb.Helper()
+	select {
+	case <-s.exited:
+		return s.Cmd.ProcessState.ExitCode()
+	case <-time.After(limit):
+		s.tb.Fatalf("sidecar %s still runs after %v\n%s", s.AppID, limit, s.Log())
+		return -1
+	}
+}
+
+// FreePort finds a port nobody listens on. It comes from below the system's range for
+// outgoing connections, so that none of those takes it meanwhile.
+func FreePort(tb testing.TB) int {
+	tb.Helper()
+	portMu.Lock()
+	defer portMu.Unlock()
+	for range 2000 {
+		nextPort++
+		port := 10000 + nextPort%20000
+		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
+		if err != nil {
+			continue
+		}
+		l.Close()
+		return port
+	}
+	tb.Fatal("no free port")
+	return 0
+}
+
+var (
+	portMu   sync.Mutex
+	nextPort = os.Getpid() * 37 // test processes run side by side
+)
+
+// Serve runs an HTTP app on a free port until the test ends, and returns the port.
+func Serve(tb testing.TB, h http.Handler) int {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	srv := &http.Server{Handler: h}
+	go srv.Serve(l)
+	tb.Cleanup(func() { srv.Close() })
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// Do sends a request and reads the whole answer.
+func Do(tb testing.TB, method, url string, body []byte, header ...string) (*http.Response, []byte) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Add(header[i], header[i+1])
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		tb.Fatalf("%s %s: %v", method, url, err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		tb.Fatalf("%s %s: reading the answer: %v", method, url, err)
+	}
+	return resp, b
+}
+
+var client = &http.Client{
+	Transport:     &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true},
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+// logBuffer collects output of a process.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
