@@ -258,41 +258,49 @@ func wireCode(v uint32) fault.Code {
 	return fault.Code(v)
 }
 
-// parts is a decoded OPEN or REPLY payload; the slices alias it.
-type parts struct {
+// layout says how the payload of an OPEN or REPLY frame divides.
+type layout struct {
 	timeout             uint64
-	headLen             int
-	head, body, trailer []byte
+	headLen             int // of the whole head; more than head if MORE frames follow
+	head, body, trailer int // bytes of each in this frame, in this order
 }
 
-// parseMeta splits the payload of an OPEN or REPLY frame, or says what is wrong with it.
-func parseMeta(h header, p []byte) (parts, *ProtocolError) {
-	var m parts
+func (k kind) fixed() int {
+	if k == kindOpen {
+		return openFixed
+	}
+	return replyFixed
+}
+
+// parseLayout reads the fixed part p of an OPEN or REPLY frame, or says what is wrong with it.
+func parseLayout(h header, p []byte) (layout, *ProtocolError) {
+	l := layout{}
+	rest := h.n - h.kind.fixed()
 	if h.kind == kindOpen {
-		m.timeout = binary.LittleEndian.Uint64(p)
+		l.timeout = binary.LittleEndian.Uint64(p)
 		p = p[8:]
 	}
 	headLen, trailerLen := binary.LittleEndian.Uint32(p), binary.LittleEndian.Uint32(p[4:])
-	p = p[8:]
-	if headLen > maxCredit || m.timeout > 1<<63-1 {
-		return m, violation(h, "head length %d or timeout %d is out of range", headLen, m.timeout)
+	if headLen > maxCredit || l.timeout > 1<<63-1 {
+		return l, violation(h, "head length %d or timeout %d is out of range", headLen, l.timeout)
 	}
-	m.headLen = int(headLen)
+	l.headLen = int(headLen)
 	end := h.flags&flagEnd != 0
-	if m.headLen > len(p) {
+	if l.headLen > rest {
 		if end || trailerLen != 0 {
-			return m, violation(h, "the end comes before the head is complete")
+			return l, violation(h, "the end comes before the head is complete")
 		}
-		m.head = p
-		return m, nil
+		l.head = rest
+		return l, nil
 	}
-	m.head, p = p[:m.headLen:m.headLen], p[m.headLen:]
-	if int64(trailerLen) > int64(len(p)) || (trailerLen != 0 && !end) {
-		return m, violation(h, "trailer of %d bytes does not fit", trailerLen)
+	l.head = l.headLen
+	rest -= l.head
+	if int64(trailerLen) > int64(rest) || (trailerLen != 0 && !end) {
+		return l, violation(h, "trailer of %d bytes does not fit", trailerLen)
 	}
-	cut := len(p) - int(trailerLen)
-	m.body, m.trailer = p[:cut:cut], p[cut:]
-	return m, nil
+	l.trailer = int(trailerLen)
+	l.body = rest - l.trailer
+	return l, nil
 }
 
 // parseEnd splits the payload of an END frame. The trailer may be incomplete; then there is no body.

@@ -84,20 +84,17 @@ func TestGoldenDecode(t *testing.T) {
 		}
 		return h, b[headerSize:]
 	}
-	h, p := decode("open")
-	m, perr := parseMeta(h, p)
-	if perr != nil || m.timeout != 1_500_000_000 || string(m.head) != "head" || string(m.body) != "body" || h.flags != flagEnd || h.id != 1 {
-		t.Errorf("open: %+v %v", m, perr)
+	for name, want := range map[string]layout{
+		"open":      {timeout: 1_500_000_000, headLen: 4, head: 4, body: 4},
+		"open-part": {headLen: 70000, head: 5},
+		"reply":     {headLen: 4, head: 4, body: 4, trailer: 4},
+	} {
+		h, p := decode(name)
+		if got, perr := parseLayout(h, p); perr != nil || got != want {
+			t.Errorf("%s: %+v %v, want %+v", name, got, perr, want)
+		}
 	}
-	h, p = decode("open-part")
-	if m, perr = parseMeta(h, p); perr != nil || m.headLen != 70000 || string(m.head) != "begin" || m.body != nil {
-		t.Errorf("open-part: %+v %v", m, perr)
-	}
-	h, p = decode("reply")
-	if m, perr = parseMeta(h, p); perr != nil || string(m.head) != "head" || string(m.body) != "body" || string(m.trailer) != "tail" {
-		t.Errorf("reply: %+v %v", m, perr)
-	}
-	h, p = decode("end")
+	h, p := decode("end")
 	body, trailer, n, perr := parseEnd(h, p)
 	if perr != nil || string(body) != "body" || string(trailer) != "tail" || n != 4 {
 		t.Errorf("end: %q %q %d %v", body, trailer, n, perr)
@@ -157,7 +154,7 @@ func TestParseHeaderRejects(t *testing.T) {
 	}
 }
 
-func TestParseMetaRejects(t *testing.T) {
+func TestParseLayoutRejects(t *testing.T) {
 	meta := func(headLen, trailerLen uint32, rest string) []byte {
 		b := appendReply(nil, 1, &meta{headLen: int(headLen), body: []byte(rest)})[headerSize:]
 		b[4], b[5], b[6], b[7] = byte(trailerLen), byte(trailerLen>>8), byte(trailerLen>>16), byte(trailerLen>>24)
@@ -181,7 +178,7 @@ func TestParseMetaRejects(t *testing.T) {
 			if c.end {
 				h.flags = flagEnd
 			}
-			if _, perr := parseMeta(h, c.p); perr == nil || !strings.Contains(perr.Error(), c.want) {
+			if _, perr := parseLayout(h, c.p); perr == nil || !strings.Contains(perr.Error(), c.want) {
 				t.Errorf("got %v, want an error with %q", perr, c.want)
 			}
 		})

@@ -52,12 +52,7 @@ func (s *Session) Open(ctx context.Context, head, first []byte, end bool) (*Stre
 		s.flushIf(flush)
 		return st, nil
 	}
-	err = st.sendRest(head[len(m.head):])
-	s.mu.Unlock()
-	if err == nil && (len(first) > 0 || end) {
-		_, err = st.send(first, end, nil)
-	}
-	if err != nil && err != ErrStopped {
+	if err := st.sendParts(head[len(m.head):], first, end, nil); err != nil && err != ErrStopped {
 		return nil, err
 	}
 	return st, nil
@@ -165,11 +160,21 @@ func (st *Stream) SendHead(head, first []byte, final bool, trailer []byte) error
 		s.flushIf(flush)
 		return nil
 	}
-	err := st.sendRest(head[len(m.head):])
-	s.mu.Unlock()
-	if err == nil && (len(first) > 0 || final) {
-		_, err = st.send(first, final, trailer)
+	return st.sendParts(head[len(m.head):], first, final, trailer)
+}
+
+// sendParts adds what did not fit the first frame: the rest of the head, then the body. It is
+// called locked and returns unlocked.
+func (st *Stream) sendParts(head, body []byte, end bool, trailer []byte) error {
+	s := st.s
+	err := st.sendMore(head)
+	if err == nil {
+		st.headSent = true
+		_, err = st.sendLocked(body, end, trailer)
 	}
+	flush := s.claimFlush()
+	s.mu.Unlock()
+	s.flushIf(flush)
 	return err
 }
 
@@ -217,14 +222,24 @@ func (st *Stream) CloseWrite(trailer []byte) error {
 	return err
 }
 
-// send adds frames for body p, and the end with its trailer, as credit and room allow.
+// send adds frames for body p, and the end with its trailer, and gets them on their way.
 func (st *Stream) send(p []byte, end bool, trailer []byte) (sent int, err error) {
 	s := st.s
 	if len(trailer) > s.sendHead {
 		return 0, st.tooLarge(len(trailer))
 	}
 	s.mu.Lock()
-	for !(st.sendEnded && end && sent == len(p)) {
+	sent, err = st.sendLocked(p, end, trailer)
+	flush := s.claimFlush()
+	s.mu.Unlock()
+	s.flushIf(flush)
+	return sent, err
+}
+
+// sendLocked adds frames as credit and room allow. Locked; it unlocks while it waits.
+func (st *Stream) sendLocked(p []byte, end bool, trailer []byte) (sent int, err error) {
+	s := st.s
+	for (sent < len(p) || end) && !(st.sendEnded && sent == len(p)) {
 		if err = st.writable(); err != nil {
 			break
 		}
@@ -243,14 +258,8 @@ func (st *Stream) send(p []byte, end bool, trailer []byte) (sent int, err error)
 			s.count.framesOut++
 			st.leaveLine()
 		}
-		if sent == len(p) && !end {
-			break
-		}
 	}
 	st.leaveLine()
-	flush := s.claimFlush()
-	s.mu.Unlock()
-	s.flushIf(flush)
 	return sent, err
 }
 
@@ -309,21 +318,6 @@ func (st *Stream) sendEnd(body, trailer []byte) error {
 	}
 	st.sendEnded = true
 	st.settle()
-	return nil
-}
-
-// sendRest adds the rest of a head. Locked.
-func (st *Stream) sendRest(rest []byte) error {
-	if err := st.sendMore(rest); err != nil {
-		return err
-	}
-	st.headSent = true
-	flush := st.s.claimFlush()
-	if flush {
-		st.s.mu.Unlock()
-		st.s.flush()
-		st.s.mu.Lock()
-	}
 	return nil
 }
 

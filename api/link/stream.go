@@ -3,7 +3,6 @@ package link
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/mecha-project/mecha/components/fault"
@@ -197,44 +196,6 @@ func (st *Stream) expired(ctx context.Context) error {
 	s.mu.Unlock()
 	s.flushIf(flush)
 	return e
-}
-
-// run calls the handler and ends what it left open. It is a worker's whole job.
-func (st *Stream) run() {
-	s := st.s
-	defer func() {
-		if p := recover(); p != nil {
-			s.cfg.Log.Error("link handler panicked", "target", s.peerName(), "err", fmt.Sprint(p), "stack", stack())
-			st.Reset(fault.Internal, "the handler failed")
-		}
-		st.done()
-	}()
-	s.cfg.Handler(st)
-}
-
-// done ends a handler's stream: no answer is an error, an unread request is stopped.
-func (st *Stream) done() {
-	s := st.s
-	s.running.Add(-1)
-	s.mu.Lock()
-	s.inbound.held -= st.held
-	st.held = 0
-	live := s.streams[st.id] == st
-	switch {
-	case live && !st.sendEnded && !st.sendStopped:
-		code, text := fault.Internal, "the handler returned without ending its answer"
-		if st.call.Err() == context.DeadlineExceeded {
-			code, text = fault.Deadline, "the time allowed ran out before the answer was complete"
-		}
-		st.resetLocked(fault.New(opStream, code, "%s", text), false)
-	case live && !st.recvEnded && !st.recvStopped:
-		st.stopLocked()
-	}
-	st.dropUnread()
-	st.call.cancel(context.Canceled)
-	flush := s.claimFlush()
-	s.mu.Unlock()
-	s.flushIf(flush)
 }
 
 // CloseRead says that the rest of the peer's bytes, trailer included, is not wanted: its writes
