@@ -53,8 +53,9 @@ func (c *consumer) run(fetch, work context.Context) error {
 	c.closing = func() bool { return fetch.Err() != nil }
 	consume, cancel := context.WithCancel(work)
 	defer cancel()
+	limit := c.route.sub.inFlight(c.s.opts.MaxInFlight)
 	opts := block.ConsumeOptions{Topic: c.rules.prefix + c.route.sub.Topic, Group: c.rules.group,
-		MaxInFlight: c.route.sub.inFlight(c.s.opts.MaxInFlight), Metadata: c.route.sub.Metadata}
+		MaxInFlight: limit * windowFactor, Metadata: c.route.sub.Metadata}
 	if opts.Group == "" {
 		opts.Group = c.s.self.App
 	}
@@ -68,7 +69,7 @@ func (c *consumer) run(fetch, work context.Context) error {
 		opts.MaxInFlight = max(opts.MaxInFlight, 2*b.size)
 		deliver, settle = b.add, b.stop
 	} else {
-		c.lanes = newLanes(opts.MaxInFlight, func(j *job) time.Duration {
+		c.lanes = newLanes(limit, func(j *job) time.Duration {
 			defer c.survive(j.Delivery)
 			return c.handle(work, j)
 		})
@@ -246,8 +247,12 @@ func (c *consumer) deadLetter(ctx context.Context, d *block.Delivery) error {
 // one without goes back to the broker, for any member of the group.
 func (c *consumer) later(j *job, cause error) time.Duration {
 	pause := backoff(max(j.Attempt, 1) + j.rounds)
-	c.log.Debug("message will be delivered again", "position", j.Position, "attempt", max(j.Attempt, 1)+j.tries, "after", pause, "error", cause)
-	if j.Key != "" && c.lanes != nil && c.lanes.mayHold(j) {
+	log := c.log.Debug
+	if c.lanes != nil && c.lanes.stalled() {
+		log = c.log.Warn // an operator may have to help: fix the app, or set a dead-letter topic
+	}
+	log("message will be delivered again", "key", j.Key, "position", j.Position, "attempt", max(j.Attempt, 1)+j.tries, "after", pause, "error", cause)
+	if j.Key != "" && c.lanes != nil {
 		j.rounds++
 		return pause
 	}

@@ -8,8 +8,13 @@ import (
 )
 
 // lanes run the messages of one subscription: up to limit at once, those with equal keys one
-// after another in the order they came. A message that is to be tried again may keep its lane
+// after another in the order they came. A message that is to be tried again keeps its lane
 // waiting, so that no later message of its key overtakes it.
+//
+// Waiting messages stay unanswered, and the broker gives out no more than windowFactor times
+// limit of those. So a key that keeps failing does not delay the others until its backlog
+// fills that window; then the subscription pauses. Order and bounded memory come before
+// progress: passing the failed message by is for a dead-letter topic to allow.
 //
 // This is the simple form: keys are ordered within this process, for as long as the broker
 // gives it the messages of a key. The partition engine takes its place.
@@ -31,6 +36,10 @@ type lanes struct {
 	running sync.WaitGroup
 }
 
+// windowFactor is how many messages may be unanswered for each being worked on. Four leaves
+// three quarters of the window to messages waiting behind others of their key.
+const windowFactor = 4
+
 // maxIdle workers wait for more work instead of ending, so that a steady trickle does not
 // start a goroutine per message; more would only hold stacks.
 const maxIdle = 4
@@ -41,7 +50,6 @@ type job struct {
 	tries  int // deliveries to the app beyond the broker's count
 	rounds int // times it was held
 
-	lane *lane
 	next *job // in its lane
 	own  lane // the lane of a message without key
 }
@@ -50,8 +58,7 @@ type lane struct {
 	key        string
 	head, tail *job
 	size       int
-	until      time.Time // when held: the end of the pause
-	next       *lane     // in the ready queue
+	next       *lane // in the ready queue
 }
 
 func newLanes(limit int, work func(*job) time.Duration) *lanes {
@@ -72,29 +79,19 @@ func (l *lanes) add(d block.Delivery) {
 	ln := &j.own
 	if d.Key != "" {
 		if known, ok := l.keyed[d.Key]; ok {
-			l.follow(known, j)
+			known.tail.next = j
+			known.tail = j
+			known.size++
+			if _, held := l.held[known]; held {
+				l.stuck++
+			}
 			return
 		}
 		ln = &lane{key: d.Key}
 		l.keyed[d.Key] = ln
 	}
-	j.lane, ln.head, ln.tail, ln.size = ln, j, j, 1
+	ln.head, ln.tail, ln.size = j, j, 1
 	l.push(ln)
-}
-
-// follow puts a message behind those of its key. When the key is held and too much is stuck
-// already, the message goes back to the broker until the key is tried again. l.mu is held.
-func (l *lanes) follow(ln *lane, j *job) {
-	if _, held := l.held[ln]; held {
-		if l.stuck >= l.limit/2 {
-			j.Nack(max(time.Until(ln.until), firstPause))
-			return
-		}
-		l.stuck++
-	}
-	ln.tail.next = j
-	ln.tail, j.lane = j, ln
-	ln.size++
 }
 
 // push makes a lane ready and sees that somebody runs it. l.mu is held.
@@ -146,7 +143,6 @@ func (l *lanes) await() bool {
 func (l *lanes) advance(ln *lane, again time.Duration) {
 	if again > 0 {
 		if !l.stopped {
-			ln.until = time.Now().Add(again)
 			l.stuck += ln.size
 			l.held[ln] = time.AfterFunc(again, func() { l.release(ln) })
 		}
@@ -172,13 +168,11 @@ func (l *lanes) release(ln *lane) {
 	}
 }
 
-// mayHold tells whether a message, and those behind it, may wait here. Held messages count as
-// in flight, so at most half the subscription's allowance may be held: keys that always fail
-// must not stop the others.
-func (l *lanes) mayHold(j *job) bool {
+// stalled tells whether waiting messages have taken half the window.
+func (l *lanes) stalled() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.stuck+j.lane.size <= l.limit/2
+	return 2*l.stuck >= windowFactor*l.limit
 }
 
 // stop lets messages being worked on finish, starts no others, and returns when none is left.

@@ -208,6 +208,14 @@ func TestPublishMessage(t *testing.T) {
 	}
 }
 
+func TestNamespacedOption(t *testing.T) {
+	b := newBroker()
+	s := open(t, b, nil, pubsub.Options{Namespaced: func(component string) bool { return component == "ps" }})
+	if err := s.Publish(t.Context(), pubsub.PublishRequest{PubSub: "ps", Topic: "n1"}); err != nil || b.sent[0].Topic != "defaultn1" {
+		t.Errorf("published to %q, %v", b.sent[0].Topic, err)
+	}
+}
+
 func TestPublishRefusals(t *testing.T) {
 	scoped := map[string]string{"allowedtopics": "a, b", "protectedtopics": "b", "publishingscopes": "other=b"}
 	yes := map[string]string{"rawPayload": "yes"}

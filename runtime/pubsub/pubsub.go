@@ -90,6 +90,10 @@ type Options struct {
 	Sink EventSink
 	// Inbound gives the policy target of deliveries from a component; nil means no policy.
 	Inbound func(component string) *call.Target
+	// Namespaced tells whether a component's topics live in this sidecar's namespace, because
+	// {namespace} occurs in its metadata as written; nil means to look for it in the metadata
+	// as the catalog holds them.
+	Namespaced func(component string) bool
 	// Log is told of life events; nil means silence.
 	Log *slog.Logger
 	// Recorder may be nil.
@@ -100,8 +104,8 @@ type Options struct {
 }
 
 // defaultInFlight keeps an app busy without filling its sidecar: with handlers of 5 ms it
-// passes 12 800 messages a second, and 64 messages of Dapr's largest body (4 MiB) are the most
-// memory one subscription takes. Dapr's brokers default to between 1 and 100.
+// passes 12 800 messages a second, and Dapr's brokers default to between 1 and 100. Up to
+// windowFactor times as many are fetched.
 const defaultInFlight = 64
 
 // Service serves the pub/sub block. It is safe for concurrent use.

@@ -27,23 +27,34 @@ func (s *Service) rulesOf(h *catalog.Handle[block.PubSub]) *rules {
 	if r, ok := s.rules.Load(h.Name); ok && r.(*rules).handle == h {
 		return r.(*rules)
 	}
-	r := readRules(h, s.self.Namespace)
+	r := readRules(h)
+	if s.namespaced(h) {
+		r.prefix = s.self.Namespace
+	}
 	s.rules.Store(h.Name, r)
 	return r
 }
 
-func readRules(h *catalog.Handle[block.PubSub], namespace string) *rules {
+// namespaced tells whether the component's topics get the namespace as prefix.
+func (s *Service) namespaced(h *catalog.Handle[block.PubSub]) bool {
+	if s.opts.Namespaced != nil {
+		return s.opts.Namespaced(h.Name)
+	}
+	for _, v := range h.Raw {
+		if strings.Contains(v, "{namespace}") {
+			return true
+		}
+	}
+	return false
+}
+
+func readRules(h *catalog.Handle[block.PubSub]) *rules {
 	r := &rules{handle: h,
 		allowed:   topics(h.Raw["allowedtopics"]),
 		protected: topics(h.Raw["protectedtopics"]),
 		publish:   scopes(h.Raw["publishingscopes"]),
 		subscribe: scopes(h.Raw["subscriptionscopes"]),
 		group:     h.Raw["consumerid"],
-	}
-	for _, v := range h.Raw {
-		if strings.Contains(v, "{namespace}") {
-			r.prefix = namespace
-		}
 	}
 	_, r.ownTTL = any(h.Component).(block.PubSubTTL)
 	return r
