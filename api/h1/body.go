@@ -144,6 +144,26 @@ func (b *body) readChunked(p []byte) (n int, err error) {
 	}
 }
 
+// skim consumes what has arrived without waiting for more.
+func (b *body) skim() {
+	for !b.done && b.err == nil {
+		if b.kind == bodyFixed || b.phase == wantData {
+			n := min(b.left, int64(b.rd.size()))
+			b.rd.r += int(n)
+			b.left -= n
+			b.done = b.kind == bodyFixed && b.left == 0
+			if b.left > 0 || b.done {
+				return
+			}
+			b.phase = wantCRLF
+		}
+		var ok bool
+		if ok, b.err = b.step(); !ok {
+			return
+		}
+	}
+}
+
 // step consumes one line of chunk framing if it has arrived whole.
 func (b *body) step() (ok bool, err error) {
 	limit := maxChunkLine

@@ -32,12 +32,14 @@ type Exchange struct {
 	c         *conn
 	held      *buffer     // what ReadBody returned
 	expecting atomic.Bool // the client waits for 100 Continue
+	dropped   bool        // the answer went out, the rest of the body is of no interest; guarded by c.bodyMu
 
 	reply // guarded by c.mu
 }
 
 func (ex *Exchange) begin() {
 	ex.expecting.Store(ex.c.head.expect && !ex.c.body.done)
+	ex.dropped = false
 	ex.reply = reply{}
 }
 
@@ -128,7 +130,7 @@ func (ex *Exchange) Context() context.Context {
 // returns what has arrived, and asks a client that waits for 100 Continue to go on. Errors:
 // fault.Canceled (wrapping io.ErrUnexpectedEOF when the caller left) and fault.Invalid
 // (malformed chunks). The reader is also an io.Closer that makes a Read in progress, and
-// every later one, fail; after the handler has returned it is closed.
+// every later one, fail; Respond and the handler's return close it.
 func (ex *Exchange) Body() io.Reader {
 	return &requestBody{c: ex.c, gen: ex.c.gen.Load()}
 }
@@ -151,7 +153,7 @@ func (ex *Exchange) ReadBody(limit int64) ([]byte, error) {
 	}
 	c.bodyMu.Lock()
 	defer c.bodyMu.Unlock()
-	if n >= 0 && c.body.left == n && int64(c.rd.size()) >= n {
+	if !ex.dropped && n >= 0 && c.body.left == n && int64(c.rd.size()) >= n {
 		// All here already: lend the connection's own buffer, which nothing fills before
 		// the next request.
 		p := c.rd.buf[c.rd.r : c.rd.r+int(n) : c.rd.r+int(n)]
@@ -205,7 +207,7 @@ type requestBody struct {
 	closed atomic.Bool
 }
 
-var errBodyClosed = errors.New("the request body was closed, or its handler has returned")
+var errBodyClosed = errors.New("the request body was closed, or its exchange was answered")
 
 func (r *requestBody) Read(p []byte) (int, error) {
 	c := r.c
@@ -250,7 +252,7 @@ func (r *requestBody) stale() error {
 // prepareRead makes the connection ready for a read of the body that may block. bodyMu is
 // held.
 func (c *conn) prepareRead(gen uint64, closed *atomic.Bool) error {
-	if c.gen.Load() != gen || closed != nil && closed.Load() {
+	if c.gen.Load() != gen || closed != nil && closed.Load() || c.ex.dropped {
 		return fault.Wrap(opBody, fault.Canceled, errBodyClosed)
 	}
 	if c.body.done || c.body.err != nil {
@@ -271,6 +273,25 @@ func (c *conn) prepareRead(gen uint64, closed *atomic.Bool) error {
 		}
 	}
 	return nil
+}
+
+// dropBody ends the reading of the body, for its answer is complete, and reports whether the
+// connection will stand at the next request without much ado. c.mu is held.
+func (c *conn) dropBody() bool {
+	if !c.bodyMu.TryLock() { // somebody waits for more of it, until the handler returns
+		return !c.head.chunked && c.head.length <= drainLimit
+	}
+	defer c.bodyMu.Unlock()
+	b := &c.body
+	if b.done {
+		return true
+	}
+	c.ex.dropped = true
+	b.skim()
+	if b.done {
+		c.ex.expecting.Store(false)
+	}
+	return b.done || b.kind == bodyFixed && b.left <= drainLimit
 }
 
 func (c *conn) sendContinue() error {

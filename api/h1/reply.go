@@ -60,7 +60,9 @@ func (ex *Exchange) complete() bool {
 // belong to the connection or the framing (Connection, Content-Length, Transfer-Encoding,
 // Trailer, Date, …) are dropped from fields; names are written in canonical case and bytes
 // that are illegal in a value as spaces. For HEAD, body only gives the length (none is sent
-// when body is nil); 204 and 304 have neither. body is not kept. An error means that the
+// when body is nil); 204 and 304 have neither. body is not kept. What is left of the request
+// body is dropped; when that is much, or unknown, the answer announces the connection's end.
+// An error means that the
 // caller has gone (fault.Canceled) or the method is misused (fault.Internal).
 func (ex *Exchange) Respond(status int, fields call.Fields, body []byte) error {
 	c := ex.c
@@ -68,6 +70,9 @@ func (ex *Exchange) Respond(status int, fields call.Fields, body []byte) error {
 	defer c.mu.Unlock()
 	if err := ex.mayBegin(status); err != nil {
 		return err
+	}
+	if !c.dropBody() {
+		c.keep = false
 	}
 	length := int64(len(body))
 	if body == nil && c.head.method == "HEAD" {

@@ -377,6 +377,39 @@ func TestEarlyResponse(t *testing.T) {
 	}
 }
 
+// TestAnswerDropsTheBody: what a handler did not read is skipped or announced as the
+// connection's end, and nobody reads it afterwards.
+func TestAnswerDropsTheBody(t *testing.T) {
+	addr := serve(t, func(ex *h1.Exchange) {
+		body := ex.Body()
+		_ = ex.Respond(404, nil, nil)
+		if n, err := body.Read(make([]byte, 10)); ex.ContentLength() != 0 && (n != 0 || fault.Of(err) != fault.Canceled) {
+			t.Errorf("read %d bytes after the answer, %v", n, err)
+		}
+		if p, err := ex.ReadBody(1 << 20); ex.ContentLength() != 0 && err == nil {
+			t.Errorf("ReadBody after the answer: %q", p)
+		}
+	})
+	const post, next = "POST / HTTP/1.1\r\nHost: h\r\n", "GET / HTTP/1.0\r\n\r\n"
+	for _, tt := range []struct {
+		name, raw string
+		answers   int
+	}{
+		{"short", post + "Content-Length: 3\r\n\r\nabc" + next, 2},
+		{"chunked and all there", post + "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\nT: 1\r\n\r\n" + next, 2},
+		{"chunked with more to come", post + "Transfer-Encoding: chunked\r\n\r\n3\r\nab", 1},
+		{"much to come", post + "Content-Length: 300000\r\n\r\nab", 1},
+		{"malformed", post + "Transfer-Encoding: chunked\r\n\r\nx\r\n", 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			answer := talk(t, addr, tt.raw)
+			if n := strings.Count(answer, "HTTP/1.1 404"); n != tt.answers || strings.Count(answer, "Connection: close") != 1 {
+				t.Errorf("want %d answers, the last announcing the end: %q", tt.answers, answer)
+			}
+		})
+	}
+}
+
 // TestFullDuplexEcho answers every piece of the request while the request goes on.
 func TestFullDuplexEcho(t *testing.T) {
 	addr := serve(t, func(ex *h1.Exchange) {
