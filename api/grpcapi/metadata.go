@@ -1,7 +1,6 @@
 package grpcapi
 
 import (
-	"net/textproto"
 	"strconv"
 	"strings"
 
@@ -125,25 +124,4 @@ func prefixed(fs call.Fields, md metadata.MD) metadata.MD {
 		md[name] = append(md[name], fs[i].Value)
 	}
 	return md
-}
-
-// httpFields turns a gRPC caller's metadata into headers for an HTTP app: "-bin" entries stay
-// behind, grpc-* and the authority get the prefix "dapr-".
-func httpFields(md metadata.MD) call.Fields {
-	fs := make(call.Fields, 0, len(md)+6)
-	for name, values := range md {
-		if strings.HasSuffix(name, "-bin") || name == "content-type" || name == "content-length" || name == "te" {
-			continue
-		}
-		switch {
-		case strings.HasPrefix(name, ":"):
-			name = "dapr-" + name[1:]
-		case strings.HasPrefix(name, "grpc-"):
-			name = "dapr-" + name
-		}
-		for _, v := range values {
-			fs = append(fs, call.Field{Name: textproto.CanonicalMIMEHeaderKey(name), Value: v})
-		}
-	}
-	return fs
 }

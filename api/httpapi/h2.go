@@ -6,8 +6,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
-
-	"golang.org/x/net/http2"
+	"sync"
 
 	"github.com/mecha-project/mecha/api/h1"
 	"github.com/mecha-project/mecha/components/fault"
@@ -15,31 +14,72 @@ import (
 )
 
 // h2server answers connections that speak HTTP/2 with prior knowledge. It is not the hot
-// path, so the standard implementation serves behind the exchange interface.
+// path, so the standard server runs behind the exchange interface, fed one connection at a
+// time.
 type h2server struct {
-	wire *http2.Server
-	base *http.Server
-	ctx  context.Context
-	stop context.CancelFunc
+	srv   http.Server
+	conns chan net.Conn
+	once  sync.Once
+	done  chan struct{}
 }
 
 func newH2Server(o Options, handle func(exchange)) *h2server {
-	ctx, stop := context.WithCancel(context.Background())
-	s := &h2server{ctx: ctx, stop: stop, wire: &http2.Server{MaxConcurrentStreams: 1000}}
-	s.base = &http.Server{
-		MaxHeaderBytes: o.MaxHeader,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-			handle(&h2exchange{w: w, req: req})
-		}),
-	}
+	s := &h2server{conns: make(chan net.Conn), done: make(chan struct{})}
+	s.srv.MaxHeaderBytes = o.MaxHeader
+	s.srv.Protocols = new(http.Protocols)
+	s.srv.Protocols.SetUnencryptedHTTP2(true)
+	s.srv.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 1000}
+	s.srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		handle(&h2exchange{w: w, req: req})
+	})
 	return s
 }
 
+// serve answers one connection and returns when it is over.
 func (s *h2server) serve(c net.Conn) {
-	s.wire.ServeConn(c, &http2.ServeConnOpts{Context: s.ctx, BaseConfig: s.base})
+	s.once.Do(func() { go s.srv.Serve(handover{s}) })
+	held := &heldConn{Conn: c, closed: make(chan struct{})}
+	select {
+	case s.conns <- held:
+	case <-s.done:
+		return
+	}
+	<-held.closed
 }
 
-func (s *h2server) close() { s.stop() }
+// close ends all connections.
+func (s *h2server) close() {
+	close(s.done)
+	s.srv.Close()
+}
+
+// handover is a listener whose connections come from another one.
+type handover struct{ s *h2server }
+
+func (l handover) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.s.conns:
+		return c, nil
+	case <-l.s.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (handover) Close() error   { return nil }
+func (handover) Addr() net.Addr { return &net.TCPAddr{} }
+
+// heldConn tells when its user has closed it.
+type heldConn struct {
+	net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (c *heldConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() { close(c.closed) })
+	return err
+}
 
 // h2exchange is one HTTP/2 stream in the shape of an HTTP/1.1 exchange.
 type h2exchange struct {

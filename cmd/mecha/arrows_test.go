@@ -1,0 +1,130 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// rule says which rooms a room may import. Standard library and third-party modules are not
+// judged here, except where only lists them.
+type rule struct {
+	room   string // import path below the module; a trailing /* means each folder below it
+	mayUse string // rooms, space separated
+	why    string
+}
+
+// rules are the arrows of the house, in the order a request walks. docs/design/0001-house.md
+// shows the same table to readers.
+var rules = []rule{
+	{"components/fault", "", "every room speaks of errors, so the vocabulary must not depend on any"},
+	{"components/conf", "components/fault", "decoding knows no component"},
+	{"components/block", "components/fault components/conf", "a contract that knows a backend is no contract"},
+	{"components/block/blocktest", "components/fault components/conf components/block", "a suite that knows a backend tests that backend only"},
+	{"components/nats/embedded", "components/fault", "the node is a product of its own; the backend uses it"},
+	{"components/*", "components/fault components/conf components/block components/nats/embedded", "backends translate; what decides is in runtime, and other backends are strangers"},
+	{"runtime/call", "components/fault", "the shape of a request depends on nothing it passes through"},
+	{"runtime/identity", "components/fault", "who speaks is independent of what is asked"},
+	{"runtime/settings", "components/fault components/conf", "reading files opens nothing"},
+	{"runtime/telemetry", "components/fault components/conf", "telemetry is handed down, it reaches for nothing"},
+	{"runtime/about", "", "edges read it, the host writes it; it knows neither"},
+	{"runtime/policy", "runtime/call runtime/identity components/fault components/conf", "policy judges calls, not edges or backends"},
+	{"runtime/catalog", "runtime/call runtime/identity components/block components/conf components/fault", "the catalog holds instances of contracts, not of products"},
+	{"runtime/app", "runtime/call components/fault", "the app is a callee like any other"},
+	{"runtime/pubsub", "runtime/app runtime/call runtime/catalog runtime/identity components/block components/fault components/conf", "services decide; edges and backends are others' business"},
+	{"runtime/state", "runtime/call runtime/catalog runtime/identity components/block components/fault components/conf", "services decide; edges and backends are others' business"},
+	{"runtime/invoke", "runtime/call runtime/catalog runtime/identity components/block components/fault", "services decide; peers and endpoints are reached through interfaces the edges implement"},
+	{"runtime/host", "runtime/about runtime/app runtime/call runtime/catalog runtime/identity runtime/invoke runtime/policy runtime/pubsub runtime/settings runtime/state runtime/telemetry components/block components/conf components/fault", "the host builds the runtime; edges and backends are handed to it by cmd"},
+	{"api/apierr", "components/fault", "one table for all wires"},
+	{"api/h1", "runtime/call components/fault", "a wire carries requests and knows no API"},
+	{"api/link", "components/fault", "a wire carries bytes and knows no API"},
+	{"api/adminapi", "runtime/telemetry components/fault", "the admin ports show what they are handed"},
+	{"api/httpapi/middleware", "api/httpapi api/apierr runtime/call components/conf components/fault", "middleware is part of the HTTP edge"},
+	{"api/*", "api/apierr api/h1 api/link runtime/call runtime/about runtime/app runtime/invoke runtime/pubsub runtime/state components/block components/fault", "edges translate: they use the services' request types, never each other, a backend, policy or the catalog"},
+	{"cmd/mecha/launch", "components/conf", "mecha run starts processes; it links no part of the sidecar"},
+}
+
+const module = "github.com/mecha-project/mecha/"
+
+// TestArrows fails on an import against the arrows, naming it and the reason of the rule.
+func TestArrows(t *testing.T) {
+	judged := 0
+	for _, p := range packages(t) {
+		room := strings.TrimPrefix(p.ImportPath, module)
+		if strings.HasPrefix(room, "cmd/mecha") && room != "cmd/mecha/launch" || strings.HasPrefix(room, "test/") || strings.HasPrefix(room, "deploy/") || strings.HasPrefix(room, "cmd/mechagen") {
+			continue // anything goes
+		}
+		r, ok := ruleFor(room)
+		if !ok {
+			t.Errorf("package %s has no rule: add one to this table and to docs/design/0001-house.md", room)
+			continue
+		}
+		judged++
+		for _, imp := range p.Imports {
+			used, ours := strings.CutPrefix(imp, module)
+			if ours && used != room && !allowed(r, room, used) {
+				t.Errorf("%s imports %s\n\trule: %s may import only [%s]\n\twhy: %s", room, used, r.room, r.mayUse, r.why)
+			}
+		}
+	}
+	if judged < 15 {
+		t.Fatalf("only %d packages were judged; is the list of packages complete?", judged)
+	}
+}
+
+func ruleFor(room string) (rule, bool) {
+	for _, r := range rules {
+		if r.room == room {
+			return r, true
+		}
+	}
+	for _, r := range rules {
+		if prefix, any := strings.CutSuffix(r.room, "*"); any && strings.HasPrefix(room, prefix) {
+			return r, true
+		}
+	}
+	return rule{}, false
+}
+
+// allowed also lets a room use folders below itself.
+func allowed(r rule, room, used string) bool {
+	if strings.HasPrefix(used, room+"/") && room != "components/block" {
+		return true
+	}
+	for _, ok := range strings.Fields(r.mayUse) {
+		if ok == used {
+			return true
+		}
+	}
+	return false
+}
+
+type pkg struct {
+	ImportPath string
+	Imports    []string
+}
+
+func packages(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var all []pkg
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		err := d.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
