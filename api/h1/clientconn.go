@@ -50,7 +50,7 @@ func (f stopFunc) stop() bool { return f() }
 // stop reports false the connection is of no more use.
 func (cc *clientConn) watch(ctx context.Context) stopper {
 	if x, ok := ctx.(*exchangeContext); ok {
-		return x.register(cc.abort)
+		return x.watch(cc.abort)
 	}
 	if ctx.Done() == nil {
 		return nil

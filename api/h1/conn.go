@@ -60,8 +60,8 @@ type conn struct {
 	writer
 }
 
-func newConn(ctx context.Context, s *Server, nc net.Conn) *conn {
-	c := &conn{srv: s, base: ctx, nc: nc}
+func newConn(base context.Context, s *Server, nc net.Conn) *conn {
+	c := &conn{srv: s, base: base, nc: nc}
 	c.peek.watch(nc)
 	c.rd.src = nc
 	c.ex.c = c
@@ -105,7 +105,7 @@ func (c *conn) breakOff() {
 func (c *conn) callerGone() {
 	c.lost.Store(true)
 	if ctx := c.ctx.Load(); ctx != nil {
-		ctx.cancel()
+		ctx.end()
 	}
 }
 
@@ -276,7 +276,7 @@ func (c *conn) exchange(size int) bool {
 	}
 	alive := c.settle()
 	if ctx := c.ctx.Swap(nil); ctx != nil {
-		ctx.cancel()
+		ctx.end()
 	}
 	c.ex.finish()
 	if cap(h.fields) > 128 {

@@ -6,43 +6,40 @@ import (
 	"time"
 )
 
-// exchangeContext is an exchange's context. It exists because context.WithCancel costs
-// several allocations per request, and a goroutine for every child of a foreign context: this
-// one allocates its channel only when somebody asks for it and offers AfterFunc, which the
-// context package uses in place of the goroutine.
+// exchangeContext is an exchange's context. Most exchanges need no more of it than that the
+// client of this package can watch it, which costs nothing here. A real cancellable context
+// is made when somebody asks for Done; the context package then finds it through Value and
+// attaches children to it, where a foreign context would cost a goroutine for each.
 type exchangeContext struct {
-	base context.Context // values only
+	base context.Context // values; never ends
 
-	mu    sync.Mutex
-	done  chan struct{} // guarded by mu; nil until asked for
-	err   error         // guarded by mu
-	after *afterCancel  // guarded by mu; a list
-	first afterCancel   // guarded by mu: room for the usual one entry, used once
+	mu     sync.Mutex
+	inner  context.Context    // guarded by mu; nil until asked for
+	cancel context.CancelFunc // guarded by mu; inner's
+	err    error              // guarded by mu
+	after  *watcher           // guarded by mu; a list
+	first  watcher            // guarded by mu: room for the usual one entry, used once
 }
 
-type afterCancel struct {
+// watcher is a function that runs in its own goroutine when the context ends.
+type watcher struct {
 	c          *exchangeContext
 	f          func()
-	prev, next *afterCancel
+	prev, next *watcher
 }
 
-// closedChan is what Done returns when the end came before the question.
-var closedChan = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
-
 func (*exchangeContext) Deadline() (time.Time, bool) { return time.Time{}, false }
-func (c *exchangeContext) Value(key any) any         { return c.base.Value(key) }
 
 func (c *exchangeContext) Done() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.done == nil {
+	if c.inner == nil {
+		c.inner, c.cancel = context.WithCancel(c.base)
 		if c.err != nil {
-			c.done = closedChan
-		} else {
-			c.done = make(chan struct{})
+			c.cancel()
 		}
 	}
-	return c.done
+	return c.inner.Done()
 }
 
 func (c *exchangeContext) Err() error {
@@ -51,63 +48,70 @@ func (c *exchangeContext) Err() error {
 	return c.err
 }
 
-// AfterFunc is the hook of the context package: f runs in its own goroutine after the end.
-func (c *exchangeContext) AfterFunc(f func()) (stop func() bool) { return c.register(f).stop }
+func (c *exchangeContext) Value(key any) any {
+	c.mu.Lock()
+	from := c.inner
+	c.mu.Unlock()
+	if from == nil {
+		from = c.base
+	}
+	return from.Value(key)
+}
 
-// register is AfterFunc without the closure.
-func (c *exchangeContext) register(f func()) *afterCancel {
+// watch has f run when the context ends, unless it is stopped before.
+func (c *exchangeContext) watch(f func()) *watcher {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	a := &c.first
-	if a.c != nil {
-		a = new(afterCancel)
+	w := &c.first
+	if w.c != nil {
+		w = new(watcher)
 	}
-	a.c = c
+	w.c = c
 	if c.err != nil {
 		go f()
-		return a
+		return w
 	}
-	a.f, a.next = f, c.after
-	if a.next != nil {
-		a.next.prev = a
+	w.f, w.next = f, c.after
+	if w.next != nil {
+		w.next.prev = w
 	}
-	c.after = a
-	return a
+	c.after = w
+	return w
 }
 
 // stop takes f off and reports whether it will not run.
-func (a *afterCancel) stop() bool {
-	a.c.mu.Lock()
-	defer a.c.mu.Unlock()
-	if a.f == nil {
+func (w *watcher) stop() bool {
+	w.c.mu.Lock()
+	defer w.c.mu.Unlock()
+	if w.f == nil {
 		return false
 	}
-	a.f = nil
-	if a.next != nil {
-		a.next.prev = a.prev
+	w.f = nil
+	if w.next != nil {
+		w.next.prev = w.prev
 	}
-	if a.prev != nil {
-		a.prev.next = a.next
+	if w.prev != nil {
+		w.prev.next = w.next
 	} else {
-		a.c.after = a.next
+		w.c.after = w.next
 	}
 	return true
 }
 
-// cancel ends the context. Later calls do nothing.
-func (c *exchangeContext) cancel() {
+// end ends the context. Later calls do nothing.
+func (c *exchangeContext) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
 		return
 	}
 	c.err = context.Canceled
-	if c.done != nil {
-		close(c.done)
+	if c.cancel != nil {
+		c.cancel()
 	}
-	for a := c.after; a != nil; a = a.next {
-		go a.f()
-		a.f = nil
+	for w := c.after; w != nil; w = w.next {
+		go w.f()
+		w.f = nil
 	}
 	c.after = nil
 }

@@ -121,7 +121,7 @@ func (ex *Exchange) Context() context.Context {
 		return c.ctx.Load()
 	}
 	if c.lost.Load() { // the caller left between the two
-		ctx.cancel()
+		ctx.end()
 	}
 	return ctx
 }

@@ -105,6 +105,8 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	defer s.shut(ln)
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
+	// Close ends every exchange's context; hanging them all on ctx would do it twice.
+	base := context.WithoutCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
 
@@ -112,7 +114,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		nc, err := ln.Accept()
 		if err == nil {
 			pause = 0
-			if c := s.admit(ctx, nc); c != nil {
+			if c := s.admit(base, nc); c != nil {
 				running.Go(c.serve)
 			}
 			continue
@@ -149,8 +151,8 @@ func (s *Server) shut(ln net.Listener) {
 }
 
 // admit makes a connection of nc, or turns it away and returns nil.
-func (s *Server) admit(ctx context.Context, nc net.Conn) *conn {
-	c := newConn(ctx, s, nc)
+func (s *Server) admit(base context.Context, nc net.Conn) *conn {
+	c := newConn(base, s, nc)
 	s.mu.Lock()
 	full := s.MaxConns > 0 && len(s.conns) >= s.MaxConns
 	if !full && !s.drain.Load() {
