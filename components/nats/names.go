@@ -93,7 +93,7 @@ func appendKey(dst []byte, op fault.Op, key string) ([]byte, error) {
 	return dst, nil
 }
 
-// parseKey is the inverse of appendKey.
+// parseKey is the inverse of appendKey. Reads know their key; lists of keys will need it.
 func parseKey(subject string) (string, error) {
 	tokens := strings.Split(subject, ".")
 	for i, t := range tokens {

@@ -21,6 +21,17 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("os/exec.(*Cmd).Wait")) // reaps a node as long as it lives
 }
 
+const patience = 30 * time.Second
+
+func waitFor(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !cond(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not after %v", what, patience)
+		}
+	}
+}
+
 func env(t testing.TB, component string) block.Env {
 	return block.Env{Log: slog.New(slog.NewTextHandler(testLog{t}, nil)), AppID: "app", Namespace: "default", Component: component}
 }

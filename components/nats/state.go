@@ -2,8 +2,8 @@ package nats
 
 import (
 	"context"
+	"errors"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -11,59 +11,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/mecha-project/mecha/components/block"
-	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/components/fault"
 )
-
-// StoreConfig says where a store keeps its items.
-type StoreConfig struct {
-	// Bucket is the JetStream key-value bucket. Default: the component's name. Components with
-	// the same bucket on the same server share their items.
-	Bucket string `yaml:"bucket"`
-}
-
-// EmbeddedStateConfig configures a store in the embedded node.
-type EmbeddedStateConfig struct {
-	Node  NodeConfig
-	Store StoreConfig
-}
-
-// DefaultEmbeddedStateConfig returns the defaults.
-func DefaultEmbeddedStateConfig() *EmbeddedStateConfig {
-	return &EmbeddedStateConfig{Node: defaultNode()}
-}
-
-// StateConfig configures a store in a NATS server.
-type StateConfig struct {
-	Conn  ConnConfig
-	Store StoreConfig
-	// Replicas is how many servers of a cluster keep the bucket, when it is created. With more
-	// than one, reads that do not ask for strong consistency may be answered by any of them.
-	Replicas int `yaml:"replicas"`
-}
-
-// DefaultStateConfig returns the defaults.
-func DefaultStateConfig() *StateConfig { return &StateConfig{Replicas: 1} }
-
-// Validate reports what cannot work.
-func (c *StateConfig) Validate() error { return checkReplicas(c.Replicas) }
-
-func checkReplicas(n int) error {
-	if n < 1 || n > 5 {
-		return conf.Bad("replicas", "must be from 1 to 5")
-	}
-	return nil
-}
-
-// NewEmbeddedState opens a store in the embedded node.
-func NewEmbeddedState(env block.Env, c *EmbeddedStateConfig) (block.State, error) {
-	return newState(env, &c.Store, 1, c.Node.dialer(env)), nil
-}
-
-// NewState opens a store in a NATS server.
-func NewState(env block.Env, c *StateConfig) (block.State, error) {
-	return newState(env, &c.Store, c.Replicas, c.Conn.dialer(env)), nil
-}
 
 var (
 	_ block.State      = (*state)(nil)
@@ -138,7 +87,8 @@ func (s *state) Get(ctx context.Context, key string, opts block.StateRead) (bloc
 		return block.StateItem{}, err
 	}
 	if a := s.made.Load(); opts.Strong && a != nil && a.replicated {
-		return s.getStrong(ctx, op, key)
+		v, err := s.ofLeader(ctx, op, key)
+		return v.item(key), err
 	}
 	answers, err := s.ask(ctx, op, &natsgo.Msg{Subject: string(subject)})
 	if err != nil {
@@ -151,49 +101,41 @@ func (s *state) Get(ctx context.Context, key string, opts block.StateRead) (bloc
 	return v.item(key), nil
 }
 
-// getStrong asks the stream's leader, which is dearer: the answer is JSON.
-func (s *state) getStrong(ctx context.Context, op fault.Op, key string) (block.StateItem, error) {
+// ofLeader asks the stream's leader, which is dearer: the answer is JSON. Direct reads of a
+// replicated stream may be answered by any replica.
+func (s *state) ofLeader(ctx context.Context, op fault.Op, key string) (version, error) {
 	subject, err := appendKey([]byte(s.prefix), op, key)
 	if err != nil {
-		return block.StateItem{}, err
+		return version{}, err
 	}
 	p, err := s.conn.acquire(ctx, op)
 	if err != nil {
-		return block.StateItem{}, err
+		return version{}, err
 	}
 	stream, err := p.js.Stream(ctx, s.stream)
 	if err != nil {
-		return block.StateItem{}, adminError(op, "bucket "+s.stream, err)
+		return version{}, adminError(op, "bucket "+s.stream, err)
 	}
 	raw, err := stream.GetLastMsgForSubject(ctx, string(subject))
-	if err == jetstream.ErrMsgNotFound { //nolint:errorlint // a plain value of the library
-		return block.StateItem{Key: key}, nil
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return version{}, nil
 	}
 	if err != nil {
-		return block.StateItem{}, adminError(op, "read", err)
+		return version{}, adminError(op, "read", err)
 	}
 	v := version{seq: raw.Sequence, value: raw.Data}
 	v.read(natsgo.Header(raw.Header))
-	return v.item(key), nil
+	return v, nil
 }
 
 // GetMany reads several keys, pipelined. They are not read at one moment.
 func (s *state) GetMany(ctx context.Context, keys []string, opts block.StateRead) ([]block.StateItem, error) {
 	const op fault.Op = "nats.state.GetMany"
-	items := make([]block.StateItem, len(keys))
-	if a := s.made.Load(); opts.Strong && a != nil && a.replicated {
-		for i, k := range keys {
-			var err error
-			if items[i], err = s.getStrong(ctx, op, k); err != nil {
-				return nil, err
-			}
-		}
-		return items, nil
-	}
-	versions, err := s.versions(ctx, op, keys)
+	versions, err := s.versions(ctx, op, keys, opts.Strong)
 	if err != nil {
 		return nil, err
 	}
+	items := make([]block.StateItem, len(keys))
 	for i := range items {
 		items[i] = versions[i].item(keys[i])
 	}
@@ -201,7 +143,17 @@ func (s *state) GetMany(ctx context.Context, keys []string, opts block.StateRead
 }
 
 // versions reads what the stream holds for keys, markers and expired items included.
-func (s *state) versions(ctx context.Context, op fault.Op, keys []string) ([]version, error) {
+func (s *state) versions(ctx context.Context, op fault.Op, keys []string, strong bool) ([]version, error) {
+	out := make([]version, len(keys))
+	var err error
+	if a := s.made.Load(); strong && a != nil && a.replicated {
+		for i, k := range keys {
+			if out[i], err = s.ofLeader(ctx, op, k); err != nil {
+				return nil, err
+			}
+		}
+		return out, nil
+	}
 	msgs := make([]*natsgo.Msg, len(keys))
 	for i, k := range keys {
 		subject, err := appendKey([]byte(s.getter), op, k)
@@ -214,87 +166,12 @@ func (s *state) versions(ctx context.Context, op fault.Op, keys []string) ([]ver
 	if err != nil {
 		return nil, err
 	}
-	out := make([]version, len(keys))
 	for i, m := range answers {
 		if out[i], err = parseVersion(op, m); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
-}
-
-// version is what the stream holds for a key.
-type version struct {
-	seq     uint64 // 0: nothing
-	gone    bool   // a marker
-	expires time.Time
-	value   []byte
-}
-
-func (v *version) live() bool {
-	return v.seq != 0 && !v.gone && (v.expires.IsZero() || time.Now().Before(v.expires))
-}
-
-func (v *version) item(key string) block.StateItem {
-	if !v.live() {
-		return block.StateItem{Key: key}
-	}
-	return block.StateItem{Key: key, Exists: true, Value: v.value, ETag: v.etag(), Expires: v.expires}
-}
-
-// read takes what a message's headers say.
-func (v *version) read(h natsgo.Header) {
-	if len(h[headerOp]) > 0 || len(h["Nats-Marker-Reason"]) > 0 {
-		v.gone = true
-	}
-	if e := h[headerExpiry]; len(e) > 0 {
-		if ms, err := strconv.ParseInt(e[0], 10, 64); err == nil {
-			v.expires = time.UnixMilli(ms)
-		}
-	}
-}
-
-// parseVersion reads the answer to a read.
-func parseVersion(op fault.Op, m *natsgo.Msg) (version, error) {
-	if status := statusOf(m); status != "" {
-		if status == "404" {
-			return version{}, nil
-		}
-		return version{}, fault.New(op, fault.Unavailable, "the server answers a read with %s %s", status, m.Header.Get("Description"))
-	}
-	v := version{value: m.Data}
-	if h := m.Header[headerSequence]; len(h) > 0 {
-		v.seq, _ = strconv.ParseUint(h[0], 10, 64)
-	}
-	if v.seq == 0 {
-		return version{}, fault.New(op, fault.Internal, "the server answers a read without a sequence")
-	}
-	v.read(m.Header)
-	return v, nil
-}
-
-// etag is the sequence, and the end of the item if it has one: a conditional write can so be
-// refused after the end although the server has not dropped the item yet.
-func (v *version) etag() string {
-	if v.expires.IsZero() {
-		return strconv.FormatUint(v.seq, 36)
-	}
-	return strconv.FormatUint(v.seq, 36) + "." + strconv.FormatInt(v.expires.UnixMilli(), 36)
-}
-
-// parseETag is the inverse of etag; it accepts exactly what etag writes.
-func parseETag(op fault.Op, etag string) (version, error) {
-	var v version
-	text, end, expires := strings.Cut(etag, ".")
-	v.seq, _ = strconv.ParseUint(text, 36, 64)
-	if expires {
-		ms, _ := strconv.ParseInt(end, 36, 64)
-		v.expires = time.UnixMilli(ms)
-	}
-	if v.seq == 0 || v.etag() != etag {
-		return version{}, fault.New(op, fault.BadEtag, "etag %.40q was not issued by this store", etag)
-	}
-	return v, nil
 }
 
 // Set writes one key.
@@ -333,7 +210,7 @@ func (s *state) settle(ctx context.Context, op fault.Op, o *block.StateOp, answe
 		if !refused.conflict() || !firstWrite(o) {
 			return refusal(op, "key "+strconv.Quote(o.Key), refused)
 		}
-		found, err := s.versions(ctx, op, []string{o.Key})
+		found, err := s.versions(ctx, op, []string{o.Key}, true)
 		if err != nil {
 			return err
 		}

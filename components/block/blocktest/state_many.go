@@ -231,7 +231,7 @@ func stateTxRefused(s *stateTest) {
 // stateTxRace moves units between two accounts from several sides at once. Half-applied
 // transactions would change the sum.
 func stateTxRace(s *stateTest, tx block.StateTx) {
-	const movers, each, sum = 4, 8, 1000
+	const movers, each, sum = 4, 5, 1000
 	x, y := s.key("account x"), s.key("account y")
 	s.put(x, strconv.Itoa(sum))
 	s.put(y, "0")

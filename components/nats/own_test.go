@@ -1,0 +1,436 @@
+package nats_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	natsgo "github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/conf"
+	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/components/nats"
+)
+
+func admin(t *testing.T, url string) jetstream.JetStream {
+	t.Helper()
+	nc, err := natsgo.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+func TestBackendParts(t *testing.T) {
+	set, err := block.NewSet(nats.Backend())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, typ := range []string{"state.embedded", "state.nats", "pubsub.embedded", "pubsub.nats"} {
+		part, ok := set.Find(typ, "v1")
+		if !ok {
+			t.Fatalf("no part for %s", typ)
+		}
+		cfg := part.Config()
+		items := conf.Items()
+		if strings.HasSuffix(typ, ".nats") {
+			items = conf.Items("natsURL", "nats://127.0.0.1:1")
+		}
+		if f := conf.Decode(items, cfg); len(f) > 0 {
+			t.Errorf("%s: the defaults are refused: %v", typ, f)
+		}
+		c, err := part.Open(block.Env{Component: "c", DataDir: t.TempDir()}, cfg)
+		if err != nil {
+			t.Fatalf("%s: %v", typ, err)
+		}
+		if err := c.Close(t.Context()); err != nil { // never used: nothing was started
+			t.Errorf("%s: Close: %v", typ, err)
+		}
+	}
+}
+
+func TestConfigIsValidated(t *testing.T) {
+	for name, tc := range map[string]struct {
+		into  any
+		items []conf.Item
+		key   string
+	}{
+		"no server":     {nats.DefaultStateConfig(), conf.Items(), "natsURL"},
+		"half a jwt":    {nats.DefaultStateConfig(), conf.Items("natsURL", "x", "jwt", "y"), "seedKey"},
+		"no user":       {nats.DefaultPubSubConfig(), conf.Items("natsURL", "x", "password", "y"), "password"},
+		"replicas":      {nats.DefaultPubSubConfig(), conf.Items("natsURL", "x", "replicas", "9"), "replicas"},
+		"durability":    {nats.DefaultEmbeddedStateConfig(), conf.Items("durability", "none"), "durability"},
+		"linger":        {nats.DefaultEmbeddedStateConfig(), conf.Items("linger", "0s"), "linger"},
+		"age":           {nats.DefaultEmbeddedPubSubConfig(), conf.Items("maxAge", "500ms", "dedupWindow", "200ms"), "maxAge"},
+		"bytes":         {nats.DefaultEmbeddedPubSubConfig(), conf.Items("maxBytes", "0"), "maxBytes"},
+		"dedup":         {nats.DefaultEmbeddedPubSubConfig(), conf.Items("dedupWindow", "200h"), "dedupWindow"},
+		"ack wait":      {nats.DefaultEmbeddedPubSubConfig(), conf.Items("ackWait", "1ms"), "ackWait"},
+		"client cert":   {nats.DefaultStateConfig(), conf.Items("natsURL", "x", "clientCert", "y"), "clientKey"},
+		"misspelt name": {nats.DefaultEmbeddedStateConfig(), conf.Items("bukcet", "x"), "bukcet"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := conf.Decode(tc.items, tc.into)
+			if len(f) != 1 || f[0].Key != tc.key {
+				t.Errorf("findings %v, want one about %s", f, tc.key)
+			}
+		})
+	}
+}
+
+func TestUnreachableServer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := "nats://user:hush@" + l.Addr().String()
+	_ = l.Close()
+	s := serverState(t, url, "c")
+	defer s.Close(t.Context())
+	start := time.Now()
+	err = s.Set(t.Context(), block.StateWrite{Key: "k"})
+	if fault.Of(err) != fault.Unavailable || fault.SentOf(err) != fault.SentNever {
+		t.Errorf("Set: %v (%v, sent %v); want unavailable, never sent", err, fault.Of(err), fault.SentOf(err))
+	}
+	if strings.Contains(err.Error(), "hush") {
+		t.Errorf("the error shows a password: %v", err)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("it took %v to say so", took)
+	}
+}
+
+func TestWrongPassword(t *testing.T) {
+	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(),
+		Users: []*server.User{{Username: "ann", Password: "right"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	defer srv.WaitForShutdown()
+	defer srv.Shutdown()
+	if !srv.ReadyForConnections(patience) {
+		t.Fatal("no server")
+	}
+	for password, want := range map[string]fault.Code{"right": fault.OK, "wrong": fault.Unauthenticated} {
+		s := serverState(t, srv.ClientURL(), "c", "user", "ann", "password", password)
+		if err := s.Ping(t.Context()); fault.Of(err) != want || err != nil && strings.Contains(err.Error(), "wrong") {
+			t.Errorf("Ping with the %s password: %v", password, err)
+		}
+		_ = s.Close(t.Context())
+	}
+}
+
+func TestServerWithoutJetStream(t *testing.T) {
+	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	defer srv.WaitForShutdown()
+	defer srv.Shutdown()
+	if !srv.ReadyForConnections(patience) {
+		t.Fatal("no server")
+	}
+	s := serverState(t, srv.ClientURL(), "c")
+	defer s.Close(t.Context())
+	if err := s.Ping(t.Context()); fault.Of(err) != fault.Unavailable || !strings.Contains(err.Error(), "JetStream") {
+		t.Errorf("Ping: %v (%v), want unavailable, and why", err, fault.Of(err))
+	}
+}
+
+func TestRemovedBucketIsMadeAgain(t *testing.T) {
+	url := startServer(t).ClientURL()
+	s := serverState(t, url, "store", "bucket", "mine")
+	defer s.Close(t.Context())
+	set := func(key string) {
+		t.Helper()
+		if err := s.Set(t.Context(), block.StateWrite{Key: key, Value: []byte("v")}); err != nil {
+			t.Fatalf("Set: %v", err)
+		}
+	}
+	set("a")
+	js := admin(t, url)
+	for range 2 {
+		if err := js.DeleteStream(t.Context(), "KV_mine"); err != nil {
+			t.Fatal(err)
+		}
+		if item, err := s.Get(t.Context(), "a", block.StateRead{}); err != nil || item.Exists {
+			t.Errorf("Get from a removed bucket = %+v, %v; want missing", item, err)
+		}
+		set("a")
+		if err := js.DeleteStream(t.Context(), "KV_mine"); err != nil {
+			t.Fatal(err)
+		}
+		set("b")
+	}
+}
+
+// The bucket is one the product's own tools can read and write.
+func TestBucketIsAnOrdinaryOne(t *testing.T) {
+	url := startServer(t).ClientURL()
+	s := serverState(t, url, "my store!")
+	defer s.Close(t.Context())
+	if err := s.Set(t.Context(), block.StateWrite{Key: "app||order/1", Value: []byte("one")}); err != nil {
+		t.Fatal(err)
+	}
+	js := admin(t, url)
+	var name string
+	for n := range js.KeyValueStoreNames(t.Context()).Name() {
+		name = n
+	}
+	if !strings.HasPrefix(name, "my_store__") {
+		t.Errorf("the bucket is %q, want a readable name", name)
+	}
+	kv, err := js.KeyValue(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, err := kv.Get(t.Context(), "app.order/1"); err != nil || string(e.Value()) != "one" {
+		t.Errorf("the tool reads %v, %v; want one", e, err)
+	}
+	if _, err := kv.PutString(t.Context(), "app.order/2", "two"); err != nil {
+		t.Fatal(err)
+	}
+	item, err := s.Get(t.Context(), "app||order/2", block.StateRead{})
+	if err != nil || string(item.Value) != "two" {
+		t.Errorf("we read %+v, %v; want two", item, err)
+	}
+	if err := kv.Purge(t.Context(), "app.order/2"); err != nil {
+		t.Fatal(err)
+	}
+	if item, err := s.Get(t.Context(), "app||order/2", block.StateRead{}); err != nil || item.Exists {
+		t.Errorf("a key purged by the tool reads as %+v, %v; want missing", item, err)
+	}
+	if err := s.Set(t.Context(), block.StateWrite{Key: "app||order/2", FirstWrite: true}); err != nil {
+		t.Errorf("first write over a purge marker: %v", err)
+	}
+}
+
+func TestTooLarge(t *testing.T) {
+	dir := t.TempDir()
+	s, p := embeddedState(t, dir, "s"), embeddedPubSub(t, dir, "p")
+	defer s.Close(t.Context())
+	defer p.Close(t.Context())
+	for size, want := range map[int]fault.Code{4 << 20: fault.OK, 9 << 20: fault.TooLarge} {
+		if err := s.Set(t.Context(), block.StateWrite{Key: "k", Value: make([]byte, size)}); fault.Of(err) != want {
+			t.Errorf("Set of %d bytes: %v, want %v", size, err, want)
+		}
+		err := errors.Join(p.Publish(t.Context(), []block.Message{{Topic: "t", Data: make([]byte, size)}})...)
+		if fault.Of(err) != want {
+			t.Errorf("Publish of %d bytes: %v, want %v", size, err, want)
+		}
+	}
+	long := strings.Repeat("ü", 2000)
+	if err := s.Set(t.Context(), block.StateWrite{Key: long}); fault.Of(err) != fault.Invalid || fault.ReasonOf(err) != fault.IllegalKey {
+		t.Errorf("Set of a key of %d bytes: %v", len(long), err)
+	}
+	err := errors.Join(p.Publish(t.Context(), []block.Message{{Topic: "t", Data: []byte("x")}, {Topic: long}})...)
+	if fault.Of(err) != fault.Invalid {
+		t.Errorf("Publish to a topic of %d bytes: %v", len(long), err)
+	}
+}
+
+func TestDuplicateIDsArriveOnce(t *testing.T) {
+	dir := t.TempDir()
+	p := embeddedPubSub(t, dir, "pubsub")
+	defer p.Close(context.Background())
+	var msgs []block.Message
+	for _, topic := range []string{"a", "a", "dead letters of a"} {
+		msgs = append(msgs, block.Message{Topic: topic, ID: "same", Data: []byte("x")})
+	}
+	msgs = append(msgs, block.Message{Topic: "a", ID: "last", Data: []byte("last")})
+	for range 2 {
+		if errs := p.Publish(t.Context(), msgs); errs != nil {
+			t.Fatal(errs)
+		}
+	}
+	for topic, want := range map[string]string{"a": "x,last", "dead letters of a": "x"} {
+		ctx, stop := context.WithTimeout(t.Context(), patience)
+		var got []string
+		_ = p.Consume(ctx, block.ConsumeOptions{Topic: topic, Group: "g", MaxInFlight: 8}, func(d block.Delivery) {
+			got = append(got, string(d.Data))
+			d.Ack()
+			if strings.Join(got, ",") == want {
+				time.AfterFunc(50*time.Millisecond, stop) // time for what must not come
+			}
+		})
+		stop()
+		if strings.Join(got, ",") != want {
+			t.Errorf("topic %q delivered %q, want %s", topic, got, want)
+		}
+	}
+}
+
+// A handler slower than ackWait keeps its message; a consumer that vanished does not.
+func TestAckWait(t *testing.T) {
+	t.Parallel()
+	url := startServer(t).ClientURL()
+	p := serverPubSub(t, url, "bus", "ackWait", "1s")
+	defer p.Close(context.Background())
+	if errs := p.Publish(t.Context(), []block.Message{{Topic: "t", Data: []byte("slow")}}); errs != nil {
+		t.Fatal(errs)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	var deliveries atomic.Int32
+	go func() {
+		defer close(done)
+		_ = p.Consume(ctx, block.ConsumeOptions{Topic: "t", Group: "g", MaxInFlight: 4}, func(d block.Delivery) {
+			deliveries.Add(1)
+			time.AfterFunc(1700*time.Millisecond, d.Ack)
+		})
+	}()
+	time.Sleep(2200 * time.Millisecond)
+	stop()
+	<-done
+	if n := deliveries.Load(); n != 1 {
+		t.Errorf("a slow handler got its message %d times, want once", n)
+	}
+
+	// Another member takes a message and is never heard of again.
+	if errs := p.Publish(t.Context(), []block.Message{{Topic: "t", Data: []byte("taken")}}); errs != nil {
+		t.Fatal(errs)
+	}
+	js := admin(t, url)
+	var durable string
+	stream, err := js.Stream(t.Context(), "MECHA_bus")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range stream.ConsumerNames(t.Context()).Name() {
+		durable = n
+	}
+	member, err := stream.Consumer(t.Context(), durable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := member.Next(jetstream.FetchMaxWait(patience)); err != nil || string(m.Data()) != "taken" {
+		t.Fatalf("the other member got %v, %v", m, err)
+	}
+	ctx, stop = context.WithTimeout(t.Context(), patience)
+	defer stop()
+	attempt := 0
+	_ = p.Consume(ctx, block.ConsumeOptions{Topic: "t", Group: "g", MaxInFlight: 4}, func(d block.Delivery) {
+		attempt = d.Attempt
+		d.Ack()
+		stop()
+	})
+	if attempt != 2 {
+		t.Errorf("the taken message came with attempt %d, want 2", attempt)
+	}
+}
+
+func TestForeignPublisher(t *testing.T) {
+	url := startServer(t).ClientURL()
+	p := serverPubSub(t, url, "bus")
+	defer p.Close(context.Background())
+	if err := p.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	js := admin(t, url)
+	m := &natsgo.Msg{Subject: "mecha.pubsub.bus.orders", Data: []byte("hello"), Header: natsgo.Header{"X-Trace": {"100%"}, "Nats-Msg-Id": {"1"}}}
+	if _, err := js.PublishMsg(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithTimeout(t.Context(), patience)
+	defer stop()
+	_ = p.Consume(ctx, block.ConsumeOptions{Topic: "orders", Group: "g", MaxInFlight: 1}, func(d block.Delivery) {
+		if string(d.Data) != "hello" || len(d.Metadata) != 1 || d.Metadata["X-Trace"] != "100%" {
+			t.Errorf("a foreign message came as %+v", d.Message)
+		}
+		d.Ack()
+		stop()
+	})
+}
+
+// A consumer goes on when its stream or durable is removed under it.
+func TestRemovedConsumerIsMadeAgain(t *testing.T) {
+	url := startServer(t).ClientURL()
+	p := serverPubSub(t, url, "bus")
+	defer p.Close(context.Background())
+	got := make(chan string, 16)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = p.Consume(ctx, block.ConsumeOptions{Topic: "t", Group: "g", MaxInFlight: 4}, func(d block.Delivery) {
+			got <- string(d.Data)
+			d.Ack()
+		})
+	}()
+	publish := func(body string) {
+		t.Helper()
+		if errs := p.Publish(t.Context(), []block.Message{{Topic: "t", Data: []byte(body)}}); errs != nil {
+			t.Fatal(errs)
+		}
+		for deadline := time.After(patience); ; {
+			select {
+			case b := <-got:
+				if b == body {
+					return
+				}
+			case <-deadline:
+				t.Fatalf("%s did not arrive", body)
+			}
+		}
+	}
+	publish("one")
+	js := admin(t, url)
+	if err := js.DeleteStream(t.Context(), "MECHA_bus"); err != nil {
+		t.Fatal(err)
+	}
+	publish("two")
+	stop()
+	<-done
+}
+
+func TestServerRestart(t *testing.T) {
+	dir := t.TempDir()
+	start := func(port int) *server.Server {
+		srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: port, NoSigs: true, NoLog: true, JetStream: true, StoreDir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv.Start()
+		if !srv.ReadyForConnections(patience) {
+			t.Fatal("no server")
+		}
+		return srv
+	}
+	srv := start(-1)
+	addr, _ := srv.Addr().(*net.TCPAddr)
+	s := serverState(t, srv.ClientURL(), "c")
+	defer s.Close(context.Background())
+	if err := s.Set(t.Context(), block.StateWrite{Key: "k", Value: []byte("v")}); err != nil {
+		t.Fatal(err)
+	}
+	srv.Shutdown()
+	srv.WaitForShutdown()
+	waitFor(t, "the loss to be noticed", func() bool {
+		begin := time.Now()
+		_, err := s.Get(t.Context(), "k", block.StateRead{})
+		if fault.Of(err) != fault.Unavailable || time.Since(begin) > 6*time.Second {
+			t.Errorf("Get without a server: %v (%v) after %v, want unavailable soon", err, fault.Of(err), time.Since(begin))
+		}
+		return fault.SentOf(err) == fault.SentNever
+	})
+	srv = start(addr.Port)
+	defer srv.WaitForShutdown()
+	defer srv.Shutdown()
+	waitFor(t, "the connection to be back", func() bool {
+		item, err := s.Get(t.Context(), "k", block.StateRead{})
+		return err == nil && string(item.Value) == "v"
+	})
+}
