@@ -83,8 +83,9 @@ type chunk struct {
 	next *chunk
 }
 
-// Sizes of pooled chunks: small bodies do not pin large memory.
-var chunkSizes = [...]int{2 << 10, 8 << 10, 32 << 10, 64 << 10}
+// Sizes of pooled chunks: memory is at most twice the bytes a peer sent, or one small chunk per
+// stream.
+var chunkSizes = [...]int{2 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10}
 
 // chunkPools recycles chunks; it holds no state, so sharing it between sessions is harmless.
 var chunkPools [len(chunkSizes)]sync.Pool

@@ -51,7 +51,7 @@ type Config struct {
 	// WriteTimeout is how long one write may wait for the connection before the session is given
 	// up: the peer always drains its side, so a full connection means it is gone. Default 20 s.
 	WriteTimeout time.Duration
-	// HandshakeTimeout bounds NewClient and NewServer. Default 5 s.
+	// HandshakeTimeout bounds NewClient and NewServer, except for the time Check takes. Default 5 s.
 	HandshakeTimeout time.Duration
 
 	// Log receives the ends of sessions that broke, once each. Nil is silent.

@@ -310,6 +310,49 @@ func TestSmallAmongLarge(t *testing.T) {
 	t.Logf("%d calls beside the transfer, median %s, 99%% %s", len(took), took[len(took)/2], took[len(took)*99/100])
 }
 
+// TestLargeTakeTurns: large transfers share the connection; none waits for another's end.
+func TestLargeTakeTurns(t *testing.T) {
+	const streams, total = 4, 32 << 20
+	c, _ := sessions(t, tcpPair, link.Config{}, link.Config{Handler: func(st *link.Stream) {
+		_, _ = io.Copy(io.Discard, st)
+		_ = st.SendHead(nil, nil, true, nil)
+	}})
+	ctx := background(t)
+	var sent [streams]atomic.Int64
+	var behind sync.Once
+	var wg, ready sync.WaitGroup
+	ready.Add(streams)
+	for i := range streams {
+		st, err := c.Open(ctx, nil, nil, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() {
+			block := make([]byte, 256<<10)
+			ready.Done()
+			ready.Wait()
+			for sent[i].Load() < total {
+				n, err := st.Write(block)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				sent[i].Add(int64(n))
+			}
+			behind.Do(func() { // the first to finish looks how far the others are
+				for k := range sent { // turns are fair; the scheduler of a busy machine is less so
+					if n := sent[k].Load(); n < total/10 {
+						t.Errorf("stream %d sent %d KiB when the first had sent %d", k, n>>10, total>>10)
+					}
+				}
+			})
+			_ = st.CloseWrite(nil)
+			_, _, _, _ = st.RecvHead(ctx)
+		})
+	}
+	wg.Wait()
+}
+
 // TestIdleStreams: ten thousand open streams that do nothing cost a bounded amount each.
 func TestIdleStreams(t *testing.T) {
 	const n = 10_000

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -24,9 +25,16 @@ func background(t testing.TB) context.Context {
 }
 
 // tcpPair is two ends of a TCP connection over loopback.
-func tcpPair(t testing.TB) (client, server net.Conn) {
+func tcpPair(t testing.TB) (client, server net.Conn) { return socketPair(t, "tcp", "127.0.0.1:0") }
+
+// unixPair is two ends of a Unix socket.
+func unixPair(t testing.TB) (client, server net.Conn) {
+	return socketPair(t, "unix", filepath.Join(t.TempDir(), "s"))
+}
+
+func socketPair(t testing.TB, network, addr string) (client, server net.Conn) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen(network, addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +44,7 @@ func tcpPair(t testing.TB) (client, server net.Conn) {
 		defer close(done)
 		server, _ = l.Accept()
 	}()
-	client, err = net.Dial("tcp", l.Addr().String())
+	client, err = net.Dial(network, l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -265,8 +265,22 @@ func (p *Pool) checkIdle(e *peer, s *Session) {
 	go p.retire(s)
 }
 
+// Stats returns the figures of every live session by its address.
+func (p *Pool) Stats() map[string]Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make(map[string]Stats, len(p.peers))
+	for addr, e := range p.peers {
+		if e.session != nil {
+			all[addr] = e.session.Stats()
+		}
+	}
+	return all
+}
+
 // Close drains every session, cuts off what is left when ctx ends, and waits for all of the
-// pool's goroutines. Later calls fail with fault.Unavailable. The error is ctx's.
+// pool's goroutines, handlers of Session.Handler included. Later calls fail with
+// fault.Unavailable. The error is that of streams cut off.
 func (p *Pool) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closed = true

@@ -18,12 +18,12 @@ import (
 	"github.com/mecha-project/mecha/components/fault"
 )
 
-// carriers are the connections everything must work over: one written without waiting, two
+// carriers are the connections everything must work over: two written without waiting, two
 // written by a goroutine.
 var carriers = []struct {
 	name string
 	pair func(testing.TB) (net.Conn, net.Conn)
-}{{"tcp", tcpPair}, {"pipe", pipePair}, {"tls", tlsPair}}
+}{{"tcp", tcpPair}, {"unix", unixPair}, {"pipe", pipePair}, {"tls", tlsPair}}
 
 func onEachCarrier(t *testing.T, f func(t *testing.T, pair func(testing.TB) (net.Conn, net.Conn))) {
 	for _, c := range carriers {
