@@ -129,9 +129,9 @@ func (ex *Exchange) Context() context.Context {
 // Body is the request body as a stream; every call returns a reader of the same stream. Read
 // returns what has arrived, and asks a client that waits for 100 Continue to go on. Errors:
 // fault.Canceled (wrapping io.ErrUnexpectedEOF when the caller left) and fault.Invalid
-// (malformed chunks). The reader is also an io.Closer that makes a Read in
-// progress, and every later one, fail; Respond and the handler's return do so too.
-func (ex *Exchange) Body() io.Reader {
+// (malformed chunks). Close makes a Read in progress, and every later one, fail; Respond
+// and the handler's return do so too.
+func (ex *Exchange) Body() io.ReadCloser {
 	return &requestBody{c: ex.c, gen: ex.c.gen.Load()}
 }
 

@@ -376,7 +376,7 @@ func TestStaleBody(t *testing.T) {
 func TestBodyClose(t *testing.T) {
 	got := make(chan error, 1)
 	addr := serve(t, func(ex *h1.Exchange) {
-		body := ex.Body().(io.ReadCloser)
+		body := ex.Body()
 		time.AfterFunc(20*time.Millisecond, func() { body.Close() })
 		_, err := body.Read(make([]byte, 1))
 		got <- err

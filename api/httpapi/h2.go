@@ -100,7 +100,7 @@ func (x *h2exchange) Header() call.Fields {
 }
 
 func (x *h2exchange) ContentLength() int64 { return x.req.ContentLength }
-func (x *h2exchange) Body() io.Reader      { return x.req.Body }
+func (x *h2exchange) Body() io.ReadCloser  { return x.req.Body }
 
 func (x *h2exchange) ReadBody(limit int64) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(x.req.Body, limit+1))

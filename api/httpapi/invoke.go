@@ -153,13 +153,20 @@ func (r *Request) takeBody(req *call.Request) error {
 	if limit >= 0 && n > limit {
 		return errTooLarge(limit)
 	}
-	body := r.x.Body()
+	source := r.x.Body()
+	body := io.Reader(source)
 	if limit >= 0 && n < 0 {
 		body = &limited{r: body, n: limit}
 	}
 	body, n = r.incoming.stream(body, n)
-	req.Stream, req.Length = io.NopCloser(body), n
+	req.Stream, req.Length = filtered{body, source}, n
 	return nil
+}
+
+// filtered is a stream whose end is its source's.
+type filtered struct {
+	io.Reader
+	io.Closer
 }
 
 func (r *Request) inform(status int, fields call.Fields) {

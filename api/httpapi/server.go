@@ -239,7 +239,7 @@ type exchange interface {
 	Host() string
 	Header() call.Fields
 	ContentLength() int64
-	Body() io.Reader
+	Body() io.ReadCloser
 	ReadBody(max int64) ([]byte, error)
 	RequestTrailer() call.Fields
 	Context() context.Context

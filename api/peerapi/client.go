@@ -140,7 +140,6 @@ type answer struct {
 // whole finishes an answer that came in one piece.
 func (a *answer) whole(resp *call.Response, data []byte) (*call.Response, error) {
 	tail, err := decodeEnd(a.st.Trailer())
-	a.st.Reset(fault.Canceled, "")
 	a.up.wait()
 	if err != nil {
 		return nil, err
