@@ -3,6 +3,7 @@ package link_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -232,6 +233,9 @@ func TestPoolSharesAndReconnects(t *testing.T) {
 	if n := h.count(); n != 1 {
 		t.Errorf("50 first callers made %d sessions", n)
 	}
+	if got := p.Stats(); len(got) != 1 || got[h.addr()].Opened != 50 {
+		t.Errorf("stats: %+v", got)
+	}
 	for _, s := range h.take() {
 		_ = s.Close()
 	}
@@ -381,6 +385,22 @@ func TestPoolIdleClose(t *testing.T) {
 			t.Errorf("open on a closed pool: %v", err)
 		}
 		n.wait()
+	})
+}
+
+// TestPoolForgets: addresses that are gone do not pile up.
+func TestPoolForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &network{}
+		p := link.NewPool(link.PoolConfig{Dial: n.dial})
+		for i := range 5000 {
+			_, _ = p.Open(context.Background(), fmt.Sprint("gone-", i), nil, nil, true)
+			time.Sleep(time.Second)
+		}
+		if got := p.Known(); got > 1100 {
+			t.Errorf("%d addresses are kept", got)
+		}
+		_ = p.Close(context.Background())
 	})
 }
 

@@ -7,3 +7,10 @@ func (s *Session) Stand() (stop func()) {
 	s.mu.Lock()
 	return sync.OnceFunc(s.mu.Unlock)
 }
+
+// Known is the number of addresses a pool remembers.
+func (p *Pool) Known() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.peers)
+}

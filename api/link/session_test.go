@@ -438,6 +438,142 @@ func TestDeadlineTravels(t *testing.T) {
 	})
 }
 
+// TestDerivedContexts: contexts derived from a handler's end with the call, without a goroutine each.
+func TestDerivedContexts(t *testing.T) {
+	started, seen := make(chan bool), make(chan error)
+	c, _ := sessions(t, tcpPair, link.Config{}, link.Config{Handler: func(st *link.Stream) {
+		type key struct{}
+		derived, cancel := context.WithCancel(context.WithValue(st.Context(), key{}, "value"))
+		defer cancel()
+		stopped := context.AfterFunc(st.Context(), func() { t.Error("a stopped function ran") })
+		if !stopped() || stopped() {
+			t.Error("stop did not report what it did")
+		}
+		if derived.Err() != nil || derived.Value(key{}) != "value" {
+			t.Error(derived.Err(), derived.Value(key{}))
+		}
+		started <- true
+		<-derived.Done()
+		seen <- derived.Err()
+		late := make(chan bool)
+		context.AfterFunc(st.Context(), func() { close(late) })
+		<-late
+		seen <- st.Context().Err()
+	}})
+	st, err := c.Open(context.Background(), nil, nil, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-started
+	st.Reset(fault.Canceled, "")
+	for range 2 {
+		if err := <-seen; err != context.Canceled {
+			t.Errorf("got %v, want canceled", err)
+		}
+	}
+}
+
+// TestCloseRead: either side may stop reading without failing the call.
+func TestCloseRead(t *testing.T) {
+	t.Run("by the handler", func(t *testing.T) {
+		stopped := make(chan bool)
+		c, _ := sessions(t, tcpPair, link.Config{}, link.Config{Handler: func(st *link.Stream) {
+			st.CloseRead()
+			st.CloseRead()
+			if n, err := io.Copy(io.Discard, st); err != nil {
+				t.Errorf("read %d bytes, %v after CloseRead", n, err)
+			}
+			<-stopped
+			_ = st.SendHead([]byte("enough"), nil, true, nil)
+		}})
+		ctx := background(t)
+		st, err := c.Open(ctx, nil, nil, false)
+		for err == nil {
+			_, err = st.Write(make([]byte, 10<<10))
+		}
+		if !errors.Is(err, link.ErrStopped) {
+			t.Errorf("write: %v", err)
+		}
+		close(stopped)
+		if head, _, final, err := st.RecvHead(ctx); err != nil || string(head) != "enough" || !final {
+			t.Errorf("%q, %v, %v", head, final, err)
+		}
+	})
+	t.Run("by the caller", func(t *testing.T) {
+		handled := make(chan error, 1)
+		c, s := sessions(t, tcpPair, link.Config{}, link.Config{Handler: func(st *link.Stream) {
+			err := st.SendHead([]byte("head"), []byte("first"), false, nil)
+			for err == nil {
+				_, err = st.Write(make([]byte, 10<<10))
+			}
+			handled <- err
+		}})
+		ctx := background(t)
+		st, err := c.Open(ctx, nil, nil, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, first, _, err := st.RecvHead(ctx); err != nil || string(first) != "first" {
+			t.Errorf("%q, %v", first, err)
+		}
+		st.CloseRead()
+		if n, err := io.Copy(io.Discard, st); err != nil {
+			t.Errorf("read %d bytes, %v after CloseRead", n, err)
+		}
+		if err := <-handled; !errors.Is(err, link.ErrStopped) {
+			t.Errorf("handler's write: %v", err)
+		}
+		eventually(t, "no stream is left", func() bool { return c.Stats().Streams == 0 && s.Stats().Streams == 0 })
+	})
+}
+
+// TestAnswerTooLarge: heads and trailers over a caller's limit fail where they are made.
+func TestAnswerTooLarge(t *testing.T) {
+	c, _ := sessions(t, tcpPair, link.Config{MaxHead: 100}, link.Config{Handler: func(st *link.Stream) {
+		if err := st.SendHead(make([]byte, 101), nil, true, nil); fault.Of(err) != fault.TooLarge {
+			t.Errorf("head: %v", err)
+		}
+		if err := st.SendHead(nil, nil, false, nil); err != nil {
+			t.Error(err)
+		}
+		if err := st.CloseWrite(make([]byte, 101)); fault.Of(err) != fault.TooLarge {
+			t.Errorf("trailer: %v", err)
+		}
+		st.Reset(fault.TooLarge, "the app's headers are too large")
+	}})
+	ctx := background(t)
+	st, err := c.Open(ctx, nil, nil, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, _, err = st.RecvHead(ctx)
+	if err == nil {
+		_, err = io.ReadAll(st)
+	}
+	if fault.Of(err) != fault.TooLarge {
+		t.Errorf("caller: %v", err)
+	}
+}
+
+func TestConfigRejects(t *testing.T) {
+	for name, cfg := range map[string]link.Config{
+		"tiny frames":      {MaxFrame: 100},
+		"huge frames":      {MaxFrame: 1 << 30},
+		"negative window":  {StreamWindow: -1},
+		"windows reversed": {StreamWindow: 2 << 20, MaxStreamWindow: 1 << 20},
+		"negative streams": {MaxStreams: -1},
+		"negative timeout": {PingTimeout: -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := net.Pipe()
+			defer b.Close()
+			if _, err := link.NewServer(a, cfg); fault.Of(err) != fault.Invalid {
+				t.Errorf("got %v, want invalid", err)
+			}
+		})
+	}
+}
+
 func TestHandlerThatForgets(t *testing.T) {
 	for _, c := range []struct {
 		name    string

@@ -270,19 +270,24 @@ func TestUnknownSkippableKind(t *testing.T) {
 
 // TestPeerThatNeverReads: answers it asks for do not pile up without bound.
 func TestPeerThatNeverReads(t *testing.T) {
-	p, s := rawClient(t, Config{Handler: hold, WriteTimeout: time.Minute})
+	p, s := rawClient(t, Config{WriteTimeout: time.Minute})
 	_ = p.conn.(*net.TCPConn).SetReadBuffer(4 << 10)
-	pings := repeat(4096, appendPing(nil, kindPing, 1))
+	_ = s.conn.(*net.TCPConn).SetWriteBuffer(4 << 10)
 	go func() {
-		for {
-			if _, err := p.conn.Write(pings); err != nil {
+		var batch []byte
+		for id := uint64(1); ; id += 2 { // each is refused with a text
+			if batch = append(batch, open(id, meta{})...); len(batch) < 32<<10 {
+				continue
+			}
+			if _, err := p.conn.Write(batch); err != nil {
 				return
 			}
+			batch = batch[:0]
 		}
 	}()
 	select {
 	case <-s.Done():
-	case <-time.After(15 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("the session goes on")
 	}
 	if err := s.Err(); !strings.Contains(err.Error(), "does not read") {
