@@ -12,8 +12,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-
-	"github.com/mecha-project/mecha/components/conf"
 )
 
 func main() {
@@ -57,25 +55,8 @@ calls to other apps, state, messages. The app speaks Dapr's API to it on localho
 	}
 	if text := err.Error(); text != "" {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", cmd.CommandPath(), text)
-		if strings.HasPrefix(text, "unknown command") {
-			suggest(root, args)
-		}
 	}
 	return code
-}
-
-// suggest names the command most likely meant.
-func suggest(root *cobra.Command, args []string) {
-	var names []string
-	for _, c := range root.Commands() {
-		if !c.Hidden {
-			names = append(names, c.Name())
-		}
-	}
-	if near := conf.Nearest(args[0], names); near != "" {
-		fmt.Fprintf(os.Stderr, "did you mean %q? ", near)
-	}
-	fmt.Fprintln(os.Stderr, "commands: "+strings.Join(names, ", "))
 }
 
 // newSidecarCommand exists for the help text; main dispatches the command itself.

@@ -136,6 +136,9 @@ func runSidecar(set *settings.Settings, log *slog.Logger, signals <-chan os.Sign
 
 // buildSidecar wires the house: settings and resources, telemetry, edges, host.
 func buildSidecar(ctx context.Context, set *settings.Settings, log *slog.Logger) error {
+	if set.RuntimeDir != "" {
+		os.Setenv("MECHA_RUNTIME_DIR", set.RuntimeDir) // where backends look for it
+	}
 	log.Info(fmt.Sprintf("Starting Dapr Runtime -- version %s -- commit %s", version, revision()))
 	log.Info("Log level set to: " + set.LogLevel)
 	for _, w := range set.Warnings {
