@@ -70,6 +70,28 @@ func benchCall(ctx context.Context, s *link.Session, head, body []byte) (int, er
 	return len(first) + int(n), err
 }
 
+// BenchmarkUnaryWhole is BenchmarkUnary with 64 KiB, whose answer is gathered in one piece.
+func BenchmarkUnaryWhole(b *testing.B) {
+	c, _ := sessions(b, tcpPair, link.Config{}, link.Config{Handler: echo})
+	ctx, body := context.Background(), make([]byte, 64<<10)
+	b.ReportAllocs()
+	begin := cpuTime()
+	for b.Loop() {
+		st, err := c.Open(ctx, nil, body, true)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_, first, _, err := st.RecvHead(ctx)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if got, err := st.ReadRest(first, 1<<20); err != nil || len(got) != len(body) {
+			b.Fatal(len(got), err)
+		}
+	}
+	b.ReportMetric(float64((cpuTime()-begin).Microseconds())/float64(b.N), "cpu-µs/op")
+}
+
 // BenchmarkStream moves b.N MiB one way.
 func BenchmarkStream(b *testing.B) {
 	for _, piece := range []int{4 << 10, 64 << 10, 1 << 20} {

@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/mecha-project/mecha/components/fault"
@@ -172,6 +173,31 @@ func (st *Stream) WriteTo(w io.Writer) (total int64, err error) {
 		if err != nil {
 			return total, err
 		}
+	}
+}
+
+// ReadRest appends the rest of the body to b and returns it. Unlike io.ReadAll it allocates once
+// for all that has arrived already, and moves bytes once. More than most bytes, counting those
+// in b, are fault.TooLarge; what was not read stays unread then.
+func (st *Stream) ReadRest(b []byte, most int) ([]byte, error) {
+	for {
+		p, err := st.peek()
+		switch {
+		case err == io.EOF:
+			return b, nil
+		case err != nil:
+			return b, err
+		case len(b)+len(p) > most:
+			return b, fault.New(opStream, fault.TooLarge, "link: the body is over the limit of %d bytes", most)
+		}
+		if cap(b)-len(b) < len(p) {
+			st.s.mu.Lock()
+			more := int(st.q.size)
+			st.s.mu.Unlock()
+			b = slices.Grow(b, min(len(p)+more, most-len(b)))
+		}
+		b = append(b, p...)
+		st.advance(len(p))
 	}
 }
 

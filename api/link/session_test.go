@@ -555,6 +555,38 @@ func TestAnswerTooLarge(t *testing.T) {
 	}
 }
 
+func TestReadRest(t *testing.T) {
+	c, s := sessions(t, tcpPair, link.Config{}, link.Config{Handler: echo})
+	for _, size := range []int{0, 10, 20_000, 64 << 10, 200 << 10} {
+		body := pattern(size)
+		ctx := background(t)
+		st, err := c.Open(ctx, nil, body, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, first, _, err := st.RecvHead(ctx)
+		got, rerr := st.ReadRest(first, size)
+		if err != nil || rerr != nil || !bytes.Equal(got, body) {
+			t.Errorf("%d bytes became %d, %v, %v", size, len(got), err, rerr)
+		}
+		if size == 0 {
+			continue
+		}
+		st, err = c.Open(ctx, nil, body, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, first, _, err = st.RecvHead(ctx)
+		if len(first) == 0 { // else it is all there, and the limit is the caller's business
+			if _, rerr = st.ReadRest(first, size-1); fault.Of(rerr) != fault.TooLarge {
+				t.Errorf("%d bytes with a limit below: %v, %v", size, err, rerr)
+			}
+		}
+		st.Reset(fault.Canceled, "")
+	}
+	eventually(t, "nothing is left", func() bool { return s.Stats().Streams == 0 && c.Stats().Inflight == 0 })
+}
+
 func TestConfigRejects(t *testing.T) {
 	for name, cfg := range map[string]link.Config{
 		"tiny frames":      {MaxFrame: 100},
