@@ -134,6 +134,9 @@ func appRequest(req *call.Request) (*h1.Request, error) {
 	out := &h1.Request{Method: req.Verb, Target: target, Body: req.Data, Length: req.Length, Inform: req.Inform}
 	if req.Stream != nil {
 		out.Stream = req.Stream
+		if req.Trailer != nil {
+			out.Trailer = func() call.Fields { return withoutBinary(req.Trailer()) }
+		}
 	}
 	out.Fields = appFields(req)
 	return out, nil
@@ -144,12 +147,7 @@ func appFields(req *call.Request) call.Fields {
 	if req.Protocol == call.Unary {
 		return unaryFields(req)
 	}
-	fs := req.Header[:0]
-	for _, f := range req.Header {
-		if !strings.HasSuffix(f.Name, "-bin") && !strings.HasSuffix(f.Name, "-Bin") {
-			fs = append(fs, f)
-		}
-	}
+	fs := withoutBinary(req.Header)
 	if req.Type != "" && fs.Get("Content-Type") == "" {
 		fs.Add("Content-Type", req.Type)
 	}
@@ -162,7 +160,7 @@ func unaryFields(req *call.Request) call.Fields {
 	fs := make(call.Fields, 0, len(req.Header)+1)
 	for _, f := range req.Header {
 		switch name := f.Name; {
-		case strings.HasSuffix(name, "-bin") || h1.HopByHop(name) || strings.EqualFold(name, "content-type"):
+		case binary(name) || h1.HopByHop(name) || strings.EqualFold(name, "content-type"):
 		case strings.HasPrefix(name, ":"):
 			fs.Add("dapr-"+name[1:], f.Value)
 		case strings.HasPrefix(name, "grpc-"):

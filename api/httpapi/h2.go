@@ -86,6 +86,8 @@ type h2exchange struct {
 	w      http.ResponseWriter
 	req    *http.Request
 	fields call.Fields
+
+	aborted bool
 }
 
 func (x *h2exchange) Method() string { return x.req.Method }
@@ -164,8 +166,8 @@ func (x *h2exchange) Inform(status int, fields call.Fields) error {
 	return nil
 }
 
-// Abort resets the stream.
-func (x *h2exchange) Abort() { panic(http.ErrAbortHandler) }
+// Abort resets the stream when the handler returns.
+func (x *h2exchange) Abort() { x.aborted = true }
 
 func fieldsOf(h http.Header) call.Fields {
 	fs := make(call.Fields, 0, len(h)+2)

@@ -14,7 +14,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mecha-project/mecha/api/apierr"
-	"github.com/mecha-project/mecha/api/h1"
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/call"
 )
@@ -119,7 +118,7 @@ func (s *Server) invoke(r *Request, target, escapedMethod string) {
 		r.Fail(apierr.Invoke(target, err))
 		return
 	}
-	req.Header = h1.EndToEnd(make(call.Fields, 0, len(r.Header)+8), r.Header)
+	req.Header = carried(make(call.Fields, 0, len(r.Header)+8), r.Header)
 	if r.span != nil {
 		req.Header = r.span.Request(req.Header)
 	}
@@ -160,6 +159,9 @@ func (r *Request) takeBody(req *call.Request) error {
 	}
 	body, n = r.incoming.stream(body, n)
 	req.Stream, req.Length = filtered{body, source}, n
+	if n < 0 {
+		req.Trailer = func() call.Fields { return carried(nil, r.x.RequestTrailer()) }
+	}
 	return nil
 }
 
@@ -170,7 +172,7 @@ type filtered struct {
 }
 
 func (r *Request) inform(status int, fields call.Fields) {
-	_ = r.x.Inform(status, h1.EndToEnd(nil, fields))
+	_ = r.x.Inform(status, carried(nil, fields))
 }
 
 // respondCall writes an app's answer to the caller.
@@ -182,17 +184,21 @@ func (r *Request) respondCall(resp *call.Response) error {
 			return err
 		}
 		r.status, r.out = resp.Status, int64(len(body))
-		if r.Method == http.MethodHead && resp.Length > 0 {
-			return r.respondHead(resp, fields)
+		if r.Method == http.MethodHead {
+			return r.respondHead(resp, fields, body)
 		}
 		return r.x.Respond(resp.Status, fields, body)
 	}
 	return r.stream(resp, fields)
 }
 
-// respondHead answers a HEAD request with the length the app announced.
-func (r *Request) respondHead(resp *call.Response, fields call.Fields) error {
-	if err := r.x.Start(resp.Status, fields, resp.Length); err != nil {
+// respondHead answers a HEAD request with the length the app announced, if it did.
+func (r *Request) respondHead(resp *call.Response, fields call.Fields, body []byte) error {
+	length := resp.Length
+	if len(body) > 0 {
+		length = int64(len(body))
+	}
+	if err := r.x.Start(resp.Status, fields, length); err != nil {
 		return err
 	}
 	return r.x.End(nil)
@@ -209,7 +215,7 @@ func (r *Request) answerHead(resp *call.Response) (call.Fields, []byte) {
 	case resp.FromGRPC && resp.TypeURL != "":
 		typ = "application/x-protobuf"
 	}
-	fields := h1.EndToEnd(make(call.Fields, 0, len(resp.Header)+3), resp.Header)
+	fields := withoutBinary(carried(make(call.Fields, 0, len(resp.Header)+3), resp.Header))
 	if typ == "" && resp.Stream == nil && len(body) > 0 {
 		typ = http.DetectContentType(body)
 	}
@@ -240,13 +246,18 @@ func grpcFailure(raw []byte) (status int, body []byte) {
 func (r *Request) stream(resp *call.Response, fields call.Fields) error {
 	r.status = resp.Status
 	body, length := r.outgoing.stream(resp.Stream, resp.Length)
-	if err := r.x.Start(resp.Status, fields, length); err != nil {
-		return fault.Wrap("httpapi.respond", fault.Canceled, err)
-	}
 	buf := takeChunk()
 	defer giveChunk(buf)
-	for {
-		n, err := body.Read(*buf)
+	fields, n, err := r.sniff(body, *buf, fields)
+	if e := r.x.Start(resp.Status, fields, length); e != nil {
+		return fault.Wrap("httpapi.respond", fault.Canceled, e)
+	}
+	if n == 0 && err == nil && length < 0 { // events may be long in coming; the head need not be
+		if e := r.x.Flush(); e != nil {
+			return fault.Wrap("httpapi.respond", fault.Canceled, e)
+		}
+	}
+	for ; ; n, err = body.Read(*buf) {
 		if n > 0 {
 			r.out += int64(n)
 			_, werr := r.x.Write((*buf)[:n])
@@ -267,9 +278,22 @@ func (r *Request) stream(resp *call.Response, fields call.Fields) error {
 	}
 	var trailer call.Fields
 	if resp.Trailer != nil {
-		trailer = h1.EndToEnd(nil, resp.Trailer())
+		trailer = withoutBinary(carried(nil, resp.Trailer()))
 	}
 	return fault.Wrap("httpapi.respond", fault.Canceled, r.x.End(trailer))
+}
+
+// sniff reads the beginning of a body without a content type and adds a guessed one. A body
+// that has a type is left alone, so that its head need not wait for it.
+func (r *Request) sniff(body io.Reader, buf []byte, fields call.Fields) (call.Fields, int, error) {
+	if _, typed := fields.Lookup("Content-Type"); typed || r.Method == http.MethodHead {
+		return fields, 0, nil
+	}
+	n, err := body.Read(buf)
+	if n > 0 {
+		fields.Set("Content-Type", http.DetectContentType(buf[:n]))
+	}
+	return fields, n, err
 }
 
 type invokeResponder struct{ *Request }

@@ -45,7 +45,7 @@ func (c *Client) Invoke(ctx context.Context, to block.Instance, req *call.Reques
 	}
 	var up *upload
 	if req.Stream != nil {
-		up = startUpload(st, req.Stream)
+		up = startUpload(st, req)
 	}
 	head, first, final, err := st.RecvHead(ctx)
 	if err != nil {
@@ -79,14 +79,19 @@ type upload struct {
 	failed atomic.Pointer[error] // the body's own error: the caller broke off
 }
 
-func startUpload(st *link.Stream, src io.ReadCloser) *upload {
+func startUpload(st *link.Stream, req *call.Request) *upload {
+	src, trailer := req.Stream, req.Trailer
 	u := &upload{src: src, done: make(chan struct{})}
 	go func() {
 		defer close(u.done)
 		err := copyBody(st, src)
 		switch {
 		case err == nil:
-			_ = st.CloseWrite(nil) // its failure shows at the answer
+			var tail []byte
+			if trailer != nil {
+				tail = appendTrailer(nil, trailer())
+			}
+			_ = st.CloseWrite(tail) // its failure shows at the answer
 		case errors.Is(err, link.ErrStopped):
 		default:
 			u.failed.Store(&err)
@@ -144,7 +149,10 @@ func (a *answer) whole(resp *call.Response, data []byte) (*call.Response, error)
 	if err != nil {
 		return nil, err
 	}
-	resp.Data, resp.Length = data, int64(len(data))
+	resp.Data = data
+	if len(data) > 0 { // else it is as announced: an answer to HEAD has a length and no body
+		resp.Length = int64(len(data))
+	}
 	if len(tail) > 0 {
 		resp.Trailer = func() call.Fields { return tail }
 	}

@@ -73,9 +73,11 @@ func appendRequest(b []byte, r *call.Request) []byte {
 func appendResponse(b []byte, r *call.Response) []byte {
 	var flags byte
 	length := int64(len(r.Data))
+	if length == 0 { // an answer to HEAD may announce a length nevertheless
+		length = r.Length
+	}
 	if r.Stream != nil {
 		flags |= flagStreamed
-		length = r.Length
 	}
 	if length >= 0 {
 		flags |= flagLength

@@ -149,7 +149,8 @@ func (s *Server) handle(st *link.Stream) {
 		req.Data = append(first[:len(first):len(first)], rest...)
 		req.Length = int64(len(req.Data))
 	default:
-		req.Stream = &requestBody{first: first, st: st}
+		body := &requestBody{first: first, st: st}
+		req.Stream, req.Trailer = body, body.trailer
 	}
 	out := &responder{st: st}
 	err = s.serve.Serve(st.Context(), req, req.Header.Get("dapr-caller-app-id"), out)
@@ -176,6 +177,15 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	return b.st.Read(p)
+}
+
+// trailer is what the caller sent behind the body; one that cannot be read counts as none.
+func (b *requestBody) trailer() call.Fields {
+	fs, err := decodeEnd(b.st.Trailer())
+	if err != nil {
+		return nil
+	}
+	return fs
 }
 
 // Close tells the caller that no more of the body is wanted; it is no failure of the call.

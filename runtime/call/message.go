@@ -94,6 +94,10 @@ type Request struct {
 	Stream io.ReadCloser
 	Length int64
 
+	// Trailer returns the trailing fields of Stream, valid after it returned io.EOF. Nil means
+	// there are none.
+	Trailer func() Fields
+
 	// Inform, if set, receives interim (1xx) responses other than 100 and 101. It is called
 	// before the final response is returned, from the goroutine that reads the response.
 	Inform func(status int, header Fields)
