@@ -30,8 +30,11 @@ func (f Filter) stream(body io.Reader, n int64) (io.Reader, int64) {
 
 // then is f followed by next.
 func (f Filter) then(next Filter) Filter {
-	if f == nil {
+	switch {
+	case f == nil:
 		return next
+	case next == nil:
+		return f
 	}
 	return func(body io.Reader) io.Reader { return next(f(body)) }
 }

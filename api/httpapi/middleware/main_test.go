@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -25,12 +26,15 @@ import (
 	"github.com/mecha-project/mecha/runtime/state"
 )
 
+// quiet is a log that nobody reads.
+var quiet = slog.New(slog.DiscardHandler)
+
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // open makes a middleware as a Component resource would.
 func open(t testing.TB, name string, metadata ...string) *middleware.Middleware {
 	t.Helper()
-	return openIn(t, middleware.Env{Log: slog.New(slog.DiscardHandler)}, name, metadata...)
+	return openIn(t, middleware.Env{Log: quiet}, name, metadata...)
 }
 
 func openIn(t testing.TB, env middleware.Env, name string, metadata ...string) *middleware.Middleware {
@@ -57,14 +61,21 @@ func openIn(t testing.TB, env middleware.Env, name string, metadata ...string) *
 type echoed struct {
 	Target, Verb, Path, Query, Body string
 	Header                          http.Header
-	Streamed                        bool
+	Length                          string // of the body as announced: a number or "unknown"
+}
+
+func announced(n int64) string {
+	if n < 0 {
+		return "unknown"
+	}
+	return strconv.FormatInt(n, 10)
 }
 
 // echo is a service that answers with what it was asked, as a stream when the path says so.
 type echo struct{}
 
 func (echo) Invoke(ctx context.Context, req *call.Request, out call.Responder) error {
-	seen := echoed{Target: req.Target, Verb: req.Verb, Path: req.Path, Query: req.Query, Streamed: req.Stream != nil, Header: http.Header{}}
+	seen := echoed{Target: req.Target, Verb: req.Verb, Path: req.Path, Query: req.Query, Length: announced(req.Length), Header: http.Header{}}
 	for _, f := range req.Header {
 		seen.Header.Add(f.Name, f.Value)
 	}
@@ -125,7 +136,7 @@ func serve(t testing.TB, pipeline ...*middleware.Middleware) *api {
 	}
 	a := &api{t: t, base: "http://" + l.Addr().String(), addr: l.Addr().String(), state: &memory{}}
 	o := httpapi.Options{AppID: "app", MaxBody: 4 << 20, MaxHeader: 8 << 10, Invoke: echo{}, State: a.state, About: about.New("app"),
-		Log: slog.New(slog.DiscardHandler)}
+		Log: quiet}
 	for _, m := range pipeline {
 		o.Pipeline = append(o.Pipeline, m.API)
 	}
@@ -204,7 +215,7 @@ func callApp(t testing.TB, pipeline ...*middleware.Middleware) *appSide {
 	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		doc, _ := json.Marshal(echoed{Verb: r.Method, Path: r.URL.EscapedPath(), Query: r.URL.RawQuery, Body: string(body), Header: r.Header,
-			Streamed: r.ContentLength < 0})
+			Length: announced(r.ContentLength)})
 		w.Header().Set("X-App", "yes")
 		if strings.Contains(r.URL.Path, "stream") {
 			w.(http.Flusher).Flush()

@@ -43,6 +43,16 @@ func TestRateLimitAnswers(t *testing.T) {
 	}
 }
 
+func TestRateLimitDefault(t *testing.T) {
+	got := serve(t, open(t, "ratelimit")).do("GET", "/v1.0/state/store/a", "")
+	for k, want := range map[string]string{"RateLimit-Limit": "100", "RateLimit-Remaining": "99", "RateLimit-Reset": "1",
+		"X-Rate-Limit-Limit": "100.00", "X-Rate-Limit-Duration": "1"} {
+		if v := got.header.Get(k); v != want {
+			t.Errorf("%s is %q, want %q", k, v, want)
+		}
+	}
+}
+
 func TestRateLimitBuckets(t *testing.T) {
 	a := serve(t, open(t, "ratelimit", "maxRequestsPerSecond", "0.001"))
 	for _, tc := range []struct {
@@ -178,7 +188,10 @@ func BenchmarkRateLimit(b *testing.B) {
 		b.Fatal(err)
 	}
 	resp := &call.Response{Status: 200}
-	ask := m.App(func(context.Context, *call.Request) (*call.Response, error) { resp.Header = resp.Header[:0]; return resp, nil })
+	ask := m.App(func(context.Context, *call.Request) (*call.Response, error) {
+		resp.Header = resp.Header[:0]
+		return resp, nil
+	})
 	reqs := make([]*call.Request, 1024)
 	for i := range reqs {
 		reqs[i] = post("path/"+strconv.Itoa(i), "", "X-Forwarded-For", "10.0.0.1")
