@@ -1,0 +1,177 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"regexp"
+	"strconv"
+
+	commonpb "github.com/dapr/dapr/pkg/proto/common/v1"
+	runtimepb "github.com/dapr/dapr/pkg/proto/runtime/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// row is a workload: what is asked of which processes.
+type row struct {
+	name     string
+	base     string // the direct row it is compared with; empty: none
+	app      string // role of the app at the end of the way; empty: none, or that of the sidecar
+	sidecars []sidecarSpec
+	sizes    []int
+	// job makes the request for a payload. The first sidecar is the one the load talks to.
+	job func(app string, s []*sidecar, size int) (*job, error)
+	// prepare is the row that must have run before, for the same payload.
+	prepare string
+}
+
+// cell is a row with a payload and a number of callers.
+type cell struct {
+	*row
+	size, callers int
+}
+
+func (c *cell) id() string { return fmt.Sprintf("%s/%s/%d", c.name, sizeName(c.size), c.callers) }
+
+func sizeName(n int) string {
+	if n >= 1<<10 && n%(1<<10) == 0 {
+		return strconv.Itoa(n>>10) + "KiB"
+	}
+	return strconv.Itoa(n) + "B"
+}
+
+// callerCounts are how many callers each row runs with: one, for latency, and many, for the
+// cost per request.
+var callerCounts = []int{1, 32}
+
+var (
+	allSizes  = []int{0, 1 << 10, 64 << 10}
+	smallSize = []int{1 << 10}
+)
+
+// select returns the cells whose id matches.
+func selectCells(rows []row, want *regexp.Regexp) []*cell {
+	var out []*cell
+	for i := range rows {
+		for _, size := range rows[i].sizes {
+			for _, n := range callerCounts {
+				if c := (&cell{&rows[i], size, n}); want.MatchString(c.id()) {
+					out = append(out, c)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// The sidecars. Every store and broker has one of its own, so that none pays for another.
+var (
+	callerSide = sidecarSpec{name: "caller"}
+	httpSide   = sidecarSpec{name: "callee-http", app: roleHTTP, protocol: "http"}
+	grpcSide   = sidecarSpec{name: "callee-grpc", app: roleGRPC, protocol: "grpc"}
+)
+
+// allRows is everything that can be measured, except what an idle sidecar costs.
+func allRows() []row {
+	rows := []row{
+		{name: "http/direct", app: roleHTTP, sizes: allSizes, job: func(app string, _ []*sidecar, size int) (*job, error) {
+			return post(app, "/echo", payload("", size), 200, size), nil
+		}},
+		{name: "http/invoke", base: "http/direct", app: roleHTTP, sidecars: []sidecarSpec{callerSide, httpSide}, sizes: allSizes, job: invokeHTTP},
+		{name: "http/self", base: "http/direct", app: roleHTTP, sidecars: []sidecarSpec{httpSide}, sizes: smallSize, job: invokeHTTP},
+		{name: "grpc/direct", app: roleGRPC, sizes: allSizes, job: func(app string, _ []*sidecar, size int) (*job, error) {
+			return unary(app, echoMethod, payload("", size), size), nil
+		}},
+		{name: "grpc/proxy", base: "grpc/direct", app: roleGRPC, sidecars: []sidecarSpec{callerSide, grpcSide}, sizes: allSizes, job: proxyGRPC},
+		{name: "grpc/self", base: "grpc/direct", app: roleGRPC, sidecars: []sidecarSpec{grpcSide}, sizes: smallSize, job: proxyGRPC},
+	}
+	rows = append(rows, stateRows("memory", "state.in-memory")...)
+	rows = append(rows, stateRows("embedded", "state.embedded")...)
+	rows = append(rows, pubsubRows("memory", "pubsub.in-memory")...)
+	return append(rows, pubsubRows("embedded", "pubsub.embedded")...)
+}
+
+// payload is text of a size that needs no escaping, beginning with head.
+func payload(head string, size int) []byte {
+	return append([]byte(head), bytes.Repeat([]byte("x"), max(0, size-len(head)))...)
+}
+
+func post(addr, path string, body []byte, status, reply int) *job {
+	return &job{Kind: kindHTTP, Addr: addr, Verb: "POST", Path: path, Header: "Content-Type: application/octet-stream\r\n", Body: body, Status: status, Reply: reply}
+}
+
+func unary(addr, method string, body []byte, reply int) *job {
+	return &job{Kind: kindGRPC, Addr: addr, Call: method, Body: body, Reply: reply}
+}
+
+// invokeHTTP calls the last sidecar's app through the first sidecar.
+func invokeHTTP(_ string, s []*sidecar, size int) (*job, error) {
+	return post(s[0].http, "/v1.0/invoke/"+s[len(s)-1].name+"/method/echo", payload("", size), 200, size), nil
+}
+
+// proxyGRPC is the same with a gRPC call that the sidecars pass through.
+func proxyGRPC(_ string, s []*sidecar, size int) (*job, error) {
+	j := unary(s[0].grpc, echoMethod, payload("", size), size)
+	j.Metadata = map[string]string{"dapr-app-id": s[len(s)-1].name}
+	return j, nil
+}
+
+const component = "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: %s}\nspec: {type: %s, version: v1, metadata: []}\n"
+
+// stateKey is a caller's own key, so that callers do not wait for each other's writes. Keys of
+// one payload size are apart from those of another.
+func stateKey(size int) string { return "key-" + sizeName(size) + "-" + callerMark }
+
+const daprMethod = "/dapr.proto.runtime.v1.Dapr/"
+
+func stateRows(name, kind string) []row {
+	spec := []sidecarSpec{{name: "state-" + name, resource: fmt.Sprintf(component, "store", kind), node: name == "embedded"}}
+	prefix := "state/" + name
+	return []row{
+		{name: prefix + "/grpc-set", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+			body, err := proto.Marshal(&runtimepb.SaveStateRequest{StoreName: "store", States: []*commonpb.StateItem{
+				{Key: stateKey(size), Value: payload("", size)}}})
+			return unary(s[0].grpc, daprMethod+"SaveState", body, 0), err
+		}},
+		{name: prefix + "/grpc-get", prepare: prefix + "/grpc-set", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+			body, err := proto.Marshal(&runtimepb.GetStateRequest{StoreName: "store", Key: stateKey(size)})
+			return unary(s[0].grpc, daprMethod+"GetState", body, size), err
+		}},
+		{name: prefix + "/http-set", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+			body := fmt.Sprintf(`[{"key":"%s","value":"%s"}]`, stateKey(size), payload("", size))
+			j := post(s[0].http, "/v1.0/state/store", []byte(body), 204, 0)
+			j.Header = "Content-Type: application/json\r\n"
+			return j, nil
+		}},
+		{name: prefix + "/http-get", prepare: prefix + "/http-set", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+			return &job{Kind: kindHTTP, Addr: s[0].http, Verb: "GET", Path: "/v1.0/state/store/" + stateKey(size), Status: 200, Reply: size}, nil
+		}},
+	}
+}
+
+// Topics: nobody subscribes to the one, the load process to the other.
+const (
+	topicUnheard   = "unheard"
+	topicDelivered = "delivered"
+)
+
+const subscription = "---\napiVersion: dapr.io/v2alpha1\nkind: Subscription\nmetadata: {name: bench}\nspec: {pubsubname: broker, topic: " + topicDelivered + ", routes: {default: /event}}\n"
+
+func pubsubRows(name, kind string) []row {
+	spec := []sidecarSpec{{name: "pubsub-" + name, app: roleLoad, protocol: "http",
+		resource: fmt.Sprintf(component, "broker", kind) + subscription, node: name == "embedded"}}
+	publish := func(s []*sidecar, topic string, size int) *job {
+		j := post(s[0].http, "/v1.0/publish/broker/"+topic, payload(eventText, size), 204, 0)
+		j.Header = "Content-Type: text/plain\r\n"
+		return j
+	}
+	return []row{
+		{name: "pubsub/" + name + "/publish", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+			return publish(s, topicUnheard, size), nil
+		}},
+		{name: "pubsub/" + name + "/deliver", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+			j := publish(s, topicDelivered, size)
+			j.Kind = kindDeliver
+			return j, nil
+		}},
+	}
+}
