@@ -200,4 +200,3 @@ func sameBytes(t *testing.T, got, want []byte) {
 	}
 	t.Fatalf("got %d bytes, want %d; they differ at %d", len(got), len(want), at)
 }
-
