@@ -58,18 +58,44 @@ func (c *Client) Invoke(ctx context.Context, to block.Instance, req *call.Reques
 		st.Reset(fault.Canceled, "the answer could not be used")
 		return nil, err
 	}
-	body := &answer{st: st, first: first, up: up}
 	switch {
 	case upgrade:
-		resp.Upgrade = body
-	case final && !streamed:
-		return body.whole(resp, first)
-	case !streamed:
-		return body.gather(resp)
-	default:
+		resp.Upgrade = &answer{st: st, first: first, up: up}
+	case streamed:
+		body := &answer{st: st, first: first, up: up}
 		resp.Stream, resp.Trailer = body, body.trailer
+	default:
+		if !final {
+			if first, err = st.ReadRest(first, wholeLimit(resp.Length)); err != nil {
+				up.fail(st)
+				return nil, up.blame(err)
+			}
+		}
+		up.wait()
+		return resp, finishWhole(resp, first, st.Trailer())
 	}
 	return resp, nil
+}
+
+// maxWhole bounds a body that is gathered in memory because its sender had it whole.
+const maxWhole = 64 << 20
+
+func wholeLimit(announced int64) int { return int(min(max(announced, 0), maxWhole)) }
+
+// finishWhole completes an answer that is all here.
+func finishWhole(resp *call.Response, data, trailer []byte) error {
+	tail, err := decodeEnd(trailer)
+	if err != nil {
+		return err
+	}
+	resp.Data = data
+	if len(data) > 0 { // else it is as announced: an answer to HEAD has a length and no body
+		resp.Length = int64(len(data))
+	}
+	if len(tail) > 0 {
+		resp.Trailer = func() call.Fields { return tail }
+	}
+	return nil
 }
 
 // upload sends a streamed request body beside the answer.
@@ -140,33 +166,6 @@ type answer struct {
 	tail  call.Fields
 	err   error
 	once  sync.Once
-}
-
-// whole finishes an answer that came in one piece.
-func (a *answer) whole(resp *call.Response, data []byte) (*call.Response, error) {
-	tail, err := decodeEnd(a.st.Trailer())
-	a.up.wait()
-	if err != nil {
-		return nil, err
-	}
-	resp.Data = data
-	if len(data) > 0 { // else it is as announced: an answer to HEAD has a length and no body
-		resp.Length = int64(len(data))
-	}
-	if len(tail) > 0 {
-		resp.Trailer = func() call.Fields { return tail }
-	}
-	return resp, nil
-}
-
-// gather reads an answer that was sent whole but took several frames.
-func (a *answer) gather(resp *call.Response) (*call.Response, error) {
-	data, err := io.ReadAll(a.st)
-	if err != nil {
-		a.up.fail(a.st)
-		return nil, err
-	}
-	return a.whole(resp, append(a.first[:len(a.first):len(a.first)], data...))
 }
 
 func (a *answer) Read(p []byte) (int, error) {

@@ -142,11 +142,9 @@ func (s *Server) handle(st *link.Stream) {
 	case whole && !streamed:
 		req.Data, req.Length = first, int64(len(first))
 	case !streamed: // announced as whole but over one frame: gather it
-		rest, err := io.ReadAll(st)
-		if err != nil {
+		if req.Data, err = st.ReadRest(first, wholeLimit(req.Length)); err != nil {
 			return // the stream is over; its error reached the caller
 		}
-		req.Data = append(first[:len(first):len(first)], rest...)
 		req.Length = int64(len(req.Data))
 	default:
 		body := &requestBody{first: first, st: st}
