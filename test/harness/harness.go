@@ -81,7 +81,16 @@ type Options struct {
 	Config   string            // text of a Configuration file
 	// NoWait returns as soon as the process runs.
 	NoWait bool
+	// Ports are taken where they are not zero: a sidecar that starts again where it was.
+	Ports Ports
+	// Launch starts the process in place of cmd.Start, in another network for example; health
+	// is then asked for through Dial.
+	Launch func(cmd *exec.Cmd) error
+	Dial   func(ctx context.Context, network, addr string) (net.Conn, error)
 }
+
+// Ports are those a sidecar listens on.
+type Ports struct{ HTTP, GRPC, Metrics, Peer int }
 
 // Sidecar is a running sidecar process.
 type Sidecar struct {
@@ -91,7 +100,9 @@ type Sidecar struct {
 	HTTP    int // ports
 	GRPC    int
 	Metrics int
+	Peer    int
 	Dir     string // its resources
+	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 	log     *logBuffer
 	exited  chan struct{}
 	err     error
@@ -101,10 +112,16 @@ type Sidecar struct {
 // listen). It is killed at the end of the test.
 func (m *Mesh) Start(o Options) *Sidecar {
 	m.tb.Helper()
-	s := &Sidecar{tb: m.tb, AppID: o.AppID, HTTP: FreePort(m.tb), GRPC: FreePort(m.tb), Metrics: FreePort(m.tb), log: &logBuffer{}, exited: make(chan struct{})}
+	s := &Sidecar{tb: m.tb, AppID: o.AppID, HTTP: o.Ports.HTTP, GRPC: o.Ports.GRPC, Metrics: o.Ports.Metrics, Peer: o.Ports.Peer,
+		dial: o.Dial, log: &logBuffer{}, exited: make(chan struct{})}
+	for _, p := range []*int{&s.HTTP, &s.GRPC, &s.Metrics, &s.Peer} {
+		if *p == 0 {
+			*p = FreePort(m.tb)
+		}
+	}
 	s.Dir = m.tb.TempDir()
 	args := []string{"sidecar", "--app-id", o.AppID, "--dapr-http-port", strconv.Itoa(s.HTTP), "--dapr-grpc-port", strconv.Itoa(s.GRPC),
-		"--metrics-port", strconv.Itoa(s.Metrics), "--dapr-internal-grpc-port", strconv.Itoa(FreePort(m.tb)), "--resources-path", s.Dir}
+		"--metrics-port", strconv.Itoa(s.Metrics), "--dapr-internal-grpc-port", strconv.Itoa(s.Peer), "--resources-path", s.Dir}
 	if o.AppPort > 0 {
 		args = append(args, "--app-port", strconv.Itoa(o.AppPort))
 	}
@@ -123,7 +140,11 @@ func (m *Mesh) Start(o Options) *Sidecar {
 	s.Cmd.Env = append(os.Environ(), "MECHA_RUNTIME_DIR="+m.Dir, "HOME="+m.Dir)
 	s.Cmd.Env = append(s.Cmd.Env, o.Env...)
 	s.Cmd.Stdout, s.Cmd.Stderr = s.log, s.log
-	if err := s.Cmd.Start(); err != nil {
+	launch := o.Launch
+	if launch == nil {
+		launch = (*exec.Cmd).Start
+	}
+	if err := launch(s.Cmd); err != nil {
 		m.tb.Fatal(err)
 	}
 	go func() { s.err = s.Cmd.Wait(); close(s.exited) }()
@@ -148,6 +169,9 @@ func (s *Sidecar) cleanup() {
 	}
 }
 
+// Ports are what the sidecar listens on, to start another in its place.
+func (s *Sidecar) Ports() Ports { return Ports{s.HTTP, s.GRPC, s.Metrics, s.Peer} }
+
 // URL is the address of an API path.
 func (s *Sidecar) URL(path string) string { return fmt.Sprintf("http://127.0.0.1:%d%s", s.HTTP, path) }
 
@@ -162,7 +186,7 @@ func (s *Sidecar) WaitOutbound() { s.tb.Helper(); s.waitFor("/v1.0/healthz/outbo
 
 func (s *Sidecar) waitFor(path string) {
 	s.tb.Helper()
-	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: s.dial}}
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		select {
 		case <-s.exited:
