@@ -2,6 +2,7 @@ package middleware
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lestrrat-go/jwx/v3/jwa"
@@ -55,6 +57,8 @@ func webURL(s string) error {
 	return nil
 }
 
+const opBearer fault.Op = "middleware.bearer"
+
 // leeway is how far the clocks of issuer and sidecar may be apart.
 const leeway = 5 * time.Minute
 
@@ -69,6 +73,7 @@ type bearer struct {
 	issuer, audience string
 	log              *slog.Logger
 	keys             *keySource
+	seen             signedTokens
 }
 
 // judge admits a request with a good token. While no key of the issuer could be had it cannot
@@ -99,34 +104,89 @@ func bearerToken(h head) (string, error) {
 	}
 	scheme, token, ok := strings.Cut(value, " ")
 	if n != 1 || !ok || !strings.EqualFold(scheme, "Bearer") {
-		return "", fault.New("middleware.bearer", fault.Unauthenticated, "%d Authorization headers, want one, with a bearer token", n)
+		return "", fault.New(opBearer, fault.Unauthenticated, "%d Authorization headers, want one, with a bearer token", n)
 	}
 	return strings.TrimSpace(token), nil
 }
 
-// verify checks signature and claims.
+// verify checks signature and claims. A signature is checked once for each token and state of
+// the issuer's keys, the claims every time.
 func (b *bearer) verify(ctx context.Context, token string) error {
 	claimed, err := readHeader(token)
 	if err != nil {
-		return err
+		return err // no key would help
 	}
 	ring, err := b.keys.current(ctx)
 	if err != nil {
 		return err
 	}
+	sum := sha256.Sum256([]byte(token))
+	claims := b.seen.find(sum, ring)
+	if claims != nil {
+		return b.validate(claims)
+	}
+	if claims, ring, err = b.open(ctx, token, claimed, ring); err != nil {
+		return err
+	}
+	if err = b.validate(claims); err == nil {
+		b.seen.add(sum, ring, claims)
+	}
+	return err
+}
+
+// open checks the signature; the keyring it returns is the one that it was checked with.
+func (b *bearer) open(ctx context.Context, token string, claimed jose, ring *keyring) (jwt.Token, *keyring, error) {
 	payload, ok := ring.verify(token, claimed)
 	if !ok && !ring.has(claimed.KeyID) { // perhaps the issuer has new keys
 		ring = b.keys.newer(ctx, ring)
 		payload, ok = ring.verify(token, claimed)
 	}
 	if !ok {
-		return fault.New("middleware.bearer", fault.Unauthenticated, "no key of the issuer made the signature (alg %q, kid %q)", claimed.Algorithm, claimed.KeyID)
+		return nil, nil, fault.New(opBearer, fault.Unauthenticated, "no key of the issuer made the signature (alg %q, kid %q)", claimed.Algorithm, claimed.KeyID)
 	}
 	claims := jwt.New()
 	if err := json.Unmarshal(payload, claims); err != nil {
-		return fault.Wrap("middleware.bearer", fault.Unauthenticated, err)
+		return nil, nil, fault.New(opBearer, fault.Unauthenticated, "the token's claims cannot be read").Because(err)
 	}
+	return claims, ring, nil
+}
+
+func (b *bearer) validate(claims jwt.Token) error {
 	return jwt.Validate(claims, jwt.WithIssuer(b.issuer), jwt.WithAudience(b.audience), jwt.WithAcceptableSkew(leeway))
+}
+
+// maxSigned bounds the tokens remembered. Only the issuer can fill the table.
+const maxSigned = 1024
+
+// signedTokens remembers tokens with a good signature, by their hashes: clients send the same
+// token again and again, and an RSA signature costs as much as a whole invocation. The zero
+// value is ready to use.
+type signedTokens struct {
+	mu sync.RWMutex // guards m
+	m  map[[sha256.Size]byte]signedToken
+}
+
+type signedToken struct {
+	ring   *keyring // that the signature was checked with; with other keys it counts no more
+	claims jwt.Token
+}
+
+func (s *signedTokens) find(sum [sha256.Size]byte, ring *keyring) jwt.Token {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if t, ok := s.m[sum]; ok && t.ring == ring {
+		return t.claims
+	}
+	return nil
+}
+
+func (s *signedTokens) add(sum [sha256.Size]byte, ring *keyring, claims jwt.Token) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.m == nil || len(s.m) >= maxSigned {
+		s.m = map[[sha256.Size]byte]signedToken{} // the tokens in use come back at once
+	}
+	s.m[sum] = signedToken{ring, claims}
 }
 
 // jose is what matters of a token's header. None of it is to be believed before a key of the
@@ -140,20 +200,19 @@ type jose struct {
 // readHeader reads the header of a compact token. It refuses extensions that must be
 // understood, because none is.
 func readHeader(token string) (h jose, err error) {
-	const op fault.Op = "middleware.bearer"
 	if strings.Count(token, ".") != 2 {
-		return h, fault.New(op, fault.Unauthenticated, "the token does not have three parts")
+		return h, fault.New(opBearer, fault.Unauthenticated, "the token does not have three parts")
 	}
 	first, _, _ := strings.Cut(token, ".")
 	raw, err := base64.RawURLEncoding.DecodeString(first)
 	if err != nil {
-		return h, fault.New(op, fault.Unauthenticated, "the token's header is not base64url").Because(err)
+		return h, fault.New(opBearer, fault.Unauthenticated, "the token's header is not base64url").Because(err)
 	}
 	if err := json.Unmarshal(raw, &h); err != nil {
-		return h, fault.New(op, fault.Unauthenticated, "the token's header is not JSON").Because(err)
+		return h, fault.New(opBearer, fault.Unauthenticated, "the token's header is not JSON").Because(err)
 	}
 	if h.Critical != nil {
-		return h, fault.New(op, fault.Unauthenticated, "the token has critical extensions, which are not understood")
+		return h, fault.New(opBearer, fault.Unauthenticated, "the token has critical extensions, which are not understood")
 	}
 	return h, nil
 }
@@ -168,7 +227,7 @@ func (k *keyring) verify(token string, claimed jose) (payload []byte, ok bool) {
 		if claimed.KeyID != "" && key.id != claimed.KeyID || !key.signs(claimed.Algorithm) {
 			continue
 		}
-		if payload, err := jws.Verify([]byte(token), jws.WithKey(alg, key.public)); err == nil {
+		if payload, err := jws.VerifyCompactFast(key.public, []byte(token), alg); err == nil {
 			return payload, true
 		}
 	}

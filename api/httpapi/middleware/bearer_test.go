@@ -17,6 +17,7 @@ import (
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -350,6 +351,47 @@ func TestBearerKeysAreKeptAndRenewed(t *testing.T) {
 		w.wantAsks(t, 2)
 		w.want(t, 200, sign(t, jwa.RS256(), otherRSA(), map[string]any{"kid": "new"}, w.claims(nil)))
 		w.want(t, 401, w.good(t, nil))
+	})
+}
+
+// A token seen before is not believed for longer than a new one.
+func TestBearerTokenSeenBefore(t *testing.T) {
+	rsaKey()
+	otherRSA()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		short, long := w.good(t, map[string]any{"exp": time.Now().Add(time.Minute).Unix()}), w.good(t, map[string]any{"exp": nil})
+		for range 3 {
+			w.want(t, 200, short)
+			w.want(t, 200, long)
+		}
+		w.want(t, 401, short+"A") // nor one that looks like it
+		time.Sleep(7 * time.Minute)
+		w.want(t, 401, short)
+		w.want(t, 200, long)
+
+		w.publish(t, member{id: "rsa", key: otherRSA()})
+		time.Sleep(10 * time.Minute)
+		w.want(t, 200, long) // this one makes us ask
+		synctest.Wait()
+		w.want(t, 401, long)
+	})
+}
+
+// More tokens than are remembered are as good as few.
+func TestBearerManyTokens(t *testing.T) {
+	ecKey()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		tokens := make([]string, 1100)
+		for i := range tokens {
+			tokens[i] = sign(t, jwa.ES256(), ecKey(), map[string]any{"kid": "ec"}, w.claims(map[string]any{"sub": strconv.Itoa(i)}))
+		}
+		for range 2 {
+			for _, token := range tokens {
+				w.want(t, 200, token)
+			}
+		}
 	})
 }
 
