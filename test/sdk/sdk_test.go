@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/mecha-project/mecha/test/harness"
 )
 
 // language is one SDK under test.
@@ -23,10 +25,13 @@ type language struct {
 	// fewest is the number of steps that must pass in each mode: a program that skips its work
 	// fails.
 	fewest map[string]int
+	// endsWeb says that the open scenario ends with a shutdown of the HTTP app's sidecar.
+	endsWeb bool
 }
 
 var languages = []language{
-	{"go", func(dir string) []string { return []string{filepath.Join(dir, "scenario")} }, map[string]int{"open": 60, "locked": 4}},
+	{"go", func(dir string) []string { return []string{filepath.Join(dir, "scenario")} }, map[string]int{"open": 75, "locked": 5}, false},
+	{"js", func(string) []string { return []string{"node", "main.js"} }, map[string]int{"open": 120, "locked": 8}, true},
 }
 
 // TestSDKs walks each SDK through the scenario, first between two apps ("open"), then through a
@@ -36,14 +41,27 @@ func TestSDKs(t *testing.T) {
 		t.Run(l.name, func(t *testing.T) {
 			dir := prepare(t, l.name)
 			s := newStage(t, l.name)
-			t.Run("open", func(t *testing.T) { l.run(t, dir, "open", s.env()) })
+			t.Run("open", func(t *testing.T) {
+				l.run(t, dir, "open", s.env())
+				if l.endsWeb && !t.Failed() {
+					ended(t, s.web)
+				}
+			})
 			t.Run("locked", func(t *testing.T) {
 				l.run(t, dir, "locked", s.lockedEnv())
-				if code := s.locked.Wait(15 * time.Second); code != 0 {
-					t.Errorf("the sidecar that was shut down through the SDK exited with %d, want 0", code)
+				if !t.Failed() {
+					ended(t, s.locked)
 				}
 			})
 		})
+	}
+}
+
+// ended waits for a sidecar that was shut down through an SDK.
+func ended(t *testing.T, s *harness.Sidecar) {
+	t.Helper()
+	if code := s.Wait(15 * time.Second); code != 0 {
+		t.Errorf("sidecar %s, shut down through the SDK, exited with %d, want 0", s.AppID, code)
 	}
 }
 
