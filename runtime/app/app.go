@@ -85,13 +85,20 @@ func (a *App) Invoke(ctx context.Context, req *call.Request) (*call.Response, er
 	select {
 	case a.slots <- struct{}{}:
 	case <-ctx.Done():
-		return nil, fault.Wrap(op, fault.Exhausted, ctx.Err())
+		return nil, fault.New(op, fault.Of(ctx.Err()), "waiting for one of the app's %d slots (--app-max-concurrency)", cap(a.slots)).
+			WithSent(fault.SentNever).Because(ctx.Err())
 	}
+	held := false
+	defer func() { // a panic in the channel is its call's only: it must not keep the slot
+		if !held {
+			<-a.slots
+		}
+	}()
 	resp, err := a.channel.Invoke(ctx, req)
 	if err != nil || (resp.Stream == nil && resp.Upgrade == nil) {
-		<-a.slots
 		return resp, err
 	}
+	held = true
 	release := &release{slots: a.slots}
 	if resp.Stream != nil {
 		resp.Stream = &slotStream{ReadCloser: resp.Stream, release: release}
