@@ -124,10 +124,12 @@ func (s *Sidecar) Metadata() Document {
 		d = describe()
 	}
 	d.ID = s.appID
-	if d.Extended == nil {
-		d.Extended = map[string]string{}
+	both := maps.Clone(d.Extended) // the host's map may be shared by readers
+	if both == nil {
+		both = map[string]string{}
 	}
-	maps.Copy(d.Extended, extended)
+	maps.Copy(both, extended)
+	d.Extended = both
 	return d
 }
 
