@@ -19,7 +19,8 @@ import (
 type h2server struct {
 	srv   http.Server
 	conns chan net.Conn
-	once  sync.Once
+	once  sync.Once // starts srv
+	stop  sync.Once // closes done
 	done  chan struct{}
 }
 
@@ -30,7 +31,11 @@ func newH2Server(o Options, handle func(exchange)) *h2server {
 	s.srv.Protocols.SetUnencryptedHTTP2(true)
 	s.srv.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 1000}
 	s.srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		handle(&h2exchange{w: w, req: req})
+		x := &h2exchange{w: w, req: req}
+		handle(x)
+		if x.aborted {
+			panic(http.ErrAbortHandler) // resets the stream, unlogged
+		}
 	})
 	return s
 }
@@ -47,10 +52,13 @@ func (s *h2server) serve(c net.Conn) {
 	<-held.closed
 }
 
-// close ends all connections.
-func (s *h2server) close() {
-	close(s.done)
-	s.srv.Close()
+// shutdown tells every connection to finish what it has and to begin nothing new, waits for
+// that until ctx ends, and then breaks what is left.
+func (s *h2server) shutdown(ctx context.Context) {
+	handover{s}.Close() // a server that never served has not been given its listener
+	if s.srv.Shutdown(ctx) != nil {
+		s.srv.Close()
+	}
 }
 
 // handover is a listener whose connections come from another one.
@@ -65,7 +73,12 @@ func (l handover) Accept() (net.Conn, error) {
 	}
 }
 
-func (handover) Close() error   { return nil }
+// Close ends Accept; shutting the server down waits for that.
+func (l handover) Close() error {
+	l.s.stop.Do(func() { close(l.s.done) })
+	return nil
+}
+
 func (handover) Addr() net.Addr { return &net.TCPAddr{} }
 
 // heldConn tells when its user has closed it.

@@ -118,15 +118,18 @@ func (s *Server) ServePublic(ctx context.Context, l net.Listener) error {
 	return s.public.Serve(ctx, l)
 }
 
-// Shutdown stops accepting, lets running requests finish until ctx ends, then closes.
+// Shutdown stops accepting and lets running requests finish until ctx ends. What is left then
+// breaks when the context of Serve ends.
 func (s *Server) Shutdown(ctx context.Context) error {
+	var h2 sync.WaitGroup
+	if s.h2 != nil {
+		h2.Go(func() { s.h2.shutdown(ctx) })
+	}
 	err := s.wire.Shutdown(ctx)
 	if e := s.public.Shutdown(ctx); err == nil {
 		err = e
 	}
-	if s.h2 != nil {
-		s.h2.close()
-	}
+	h2.Wait()
 	return err
 }
 

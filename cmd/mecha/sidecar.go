@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -104,34 +105,33 @@ func runSidecar(set *settings.Settings, log *slog.Logger, signals <-chan os.Sign
 	defer cancel()
 	done := make(chan struct{})
 	defer close(done)
-	hup := make(chan struct{})
+	var restart atomic.Bool
 	go func() {
-		for n := 0; ; n++ {
+		said := telemetry.Scope(log, "dapr.signals")
+		for stopping := false; ; {
 			select {
 			case <-done:
 				return
 			case sig := <-signals:
-				if n > 0 && sig != syscall.SIGHUP {
+				switch {
+				case sig == syscall.SIGHUP && (stopping || restart.Load()): // on its way down already
+				case sig == syscall.SIGHUP:
+					restart.Store(true)
+					said.Info(fmt.Sprintf("Received signal '%s'; restarting", sig))
+				case stopping:
 					log.Warn("a second signal arrived; exiting at once")
 					os.Exit(1)
+				default:
+					stopping = true
+					restart.Store(false)
+					said.Info(fmt.Sprintf("Received signal '%s'; beginning shutdown", sig))
 				}
-				what := "beginning shutdown"
-				if sig == syscall.SIGHUP {
-					what = "restarting"
-					close(hup)
-				}
-				telemetry.Scope(log, "dapr.signals").Info(fmt.Sprintf("Received signal '%s'; %s", sig, what))
 				cancel()
 			}
 		}
 	}()
 	err = buildSidecar(ctx, set, log)
-	select {
-	case <-hup:
-		return true, err
-	default:
-		return false, err
-	}
+	return restart.Load(), err
 }
 
 // buildSidecar wires the house: settings and resources, telemetry, edges, host.

@@ -116,13 +116,14 @@ type Sidecar struct {
 	services *Services
 	servers  []Server
 	edges    sync.WaitGroup
-	lost     chan error // an edge that ended by itself
+	cut      context.CancelFunc // breaks what the edges still serve
+	lost     chan error         // an edge that ended by itself
 }
 
 // Run builds the sidecar and keeps it alive until ctx ends, a stop is requested over the API,
 // or a part fails. It returns nil after a graceful end.
 func Run(ctx context.Context, o Options) error {
-	h := &Sidecar{o: o, s: o.Settings, log: o.Log, lost: make(chan error, 8)}
+	h := &Sidecar{o: o, s: o.Settings, log: o.Log, cut: func() {}, lost: make(chan error, 8)}
 	h.self = identity.Self{App: h.s.AppID, Namespace: h.s.Namespace, RawNamespace: h.s.NamespaceGiven}
 	h.about = about.New(h.s.AppID, "runtime")
 	h.about.Describe(h.describe)
@@ -138,9 +139,13 @@ func Run(ctx context.Context, o Options) error {
 				cancel(err)
 			}
 		}()
-		err = h.wait(ctx)
+		if err = h.wait(ctx); errors.Is(err, ErrForced) {
+			return err // at once: nothing is drained or closed
+		}
 		cancel(nil)
 		<-background
+	} else if ctx.Err() != nil {
+		err = nil // told to end while it still waited for a port
 	}
 	if stop := h.stop(); err == nil {
 		err = stop
@@ -198,9 +203,12 @@ func (h *Sidecar) start(ctx context.Context) error {
 	if h.servers, err = h.o.Edges.Servers(h.services); err != nil {
 		return err
 	}
+	// The end of ctx is the beginning of a graceful end: calls in flight outlive it.
+	serving, cut := context.WithCancel(context.WithoutCancel(ctx))
+	h.cut = cut
 	for _, s := range h.servers {
 		h.edges.Go(func() {
-			if err := s.Serve(ctx); err != nil && ctx.Err() == nil {
+			if err := s.Serve(serving); err != nil && serving.Err() == nil {
 				h.lost <- fmt.Errorf("%s server: %w", s.Name, err)
 			}
 		})
@@ -310,8 +318,13 @@ func (h *Sidecar) stop() error {
 		})
 	}
 	drains.Wait()
-	h.closeAll(ctx)
+	h.cut()
 	h.edges.Wait()
+	if ctx.Err() != nil { // closing well matters more than a second
+		ctx, cancel = context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+	}
+	h.closeAll(ctx)
 	h.log.Info("Dapr runtime stopped")
 	return nil
 }
