@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -199,4 +200,10 @@ func sameBytes(t *testing.T, got, want []byte) {
 		at++
 	}
 	t.Fatalf("got %d bytes, want %d; they differ at %d", len(got), len(want), at)
+}
+
+// plainDial lets an HTTP/2 transport speak with prior knowledge, without TLS.
+func plainDial(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, network, addr)
 }
