@@ -270,8 +270,11 @@ func TestNoRouteWithoutDeadLetterIsAcked(t *testing.T) {
 func TestExpiredAndDeadLetter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBroker()
+		var mu sync.Mutex
 		var paths []string
 		s := open(t, b, nil, pubsub.Options{App: app(func(_ context.Context, r *call.Request) (*call.Response, error) {
+			mu.Lock()
+			defer mu.Unlock()
 			paths = append(paths, r.Path)
 			return status(200, "")
 		})})

@@ -223,7 +223,8 @@ func TestConcurrency(t *testing.T) {
 				s := open(t, b, nil, pubsub.Options{App: app(func(context.Context, *call.Request) (*call.Response, error) {
 					n := now.Add(1)
 					defer now.Add(-1)
-					peak.Store(max(peak.Load(), n))
+					for p := peak.Load(); n > p && !peak.CompareAndSwap(p, n); p = peak.Load() {
+					}
 					time.Sleep(time.Second)
 					return status(200, "")
 				})})
@@ -338,6 +339,7 @@ func TestPauseResume(t *testing.T) {
 		s.Pause()
 		s.Resume()
 		s.Resume()
+		synctest.Wait()
 		put("late")
 		if want := []string{"early/1", "meanwhile/1", "late/1"}; !slices.Equal(j.all(), want) {
 			t.Errorf("delivered %q, want %q", j.all(), want)
