@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Makes the SDK programs ready to run: prepare.sh [go|js|python|java]..., all without arguments.
-# Everything lands below .dev/sdk, which is not part of the repository; what is there and still
-# fits is kept. Exit code 3: the machine lacks the language itself.
+# Makes the SDK programs ready to run: prepare.sh [go|js|python|java|quickstart]..., all without
+# arguments.
+# All but the sample's node_modules lands below .dev/sdk; neither is part of the repository. What is
+# there and still fits is kept. Exit code 3: the machine lacks the language itself.
 set -euo pipefail
 cd "$(dirname "$0")"
 here=$PWD
@@ -72,8 +73,16 @@ prepare_java() {
 	stamp java $sources
 }
 
+prepare_quickstart() {
+	need go node npm
+	cd "$root/deploy/samples/quickstart/checkout"
+	if [ ! node_modules/.package-lock.json -nt package-lock.json ]; then
+		npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	fi
+}
+
 languages=("$@")
-[ ${#languages[@]} -gt 0 ] || languages=(go js python java)
+[ ${#languages[@]} -gt 0 ] || languages=(go js python java quickstart)
 mkdir -p "$cache"
 for language in "${languages[@]}"; do
 	# One at a time: tests and people may call this at once.
