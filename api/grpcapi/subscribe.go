@@ -220,7 +220,11 @@ func subscriptionsOf(out *runtimev1.ListTopicSubscriptionsResponse) []pubsub.Sub
 		for _, r := range t.GetRoutes().GetRules() {
 			sub.Rules = append(sub.Rules, pubsub.Rule{Match: r.GetMatch(), Path: r.GetPath()})
 		}
-		sub.Rules = append(sub.Rules, pubsub.Rule{Path: t.GetRoutes().GetDefault()})
+		// Without any route the event is delivered with an empty path; with rules alone, an
+		// event that none matches is dropped.
+		if d := t.GetRoutes().GetDefault(); d != "" || len(sub.Rules) == 0 {
+			sub.Rules = append(sub.Rules, pubsub.Rule{Path: d})
+		}
 		if b := t.GetBulkSubscribe(); b != nil {
 			sub.Bulk = pubsub.BulkSubscribe{Enabled: b.GetEnabled(), MaxMessages: int(b.GetMaxMessagesCount()), MaxAwait: millis(b.GetMaxAwaitDurationMs())}
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/mecha-project/mecha/api/httpapi/middleware"
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/runtime/settings"
@@ -123,13 +124,30 @@ func (c *checker) all() {
 	}
 }
 
+// middleware decodes the settings of an HTTP middleware.
+func (c *checker) middleware(comp *settings.Component, unknown func(text, nearest string)) {
+	f, ok := middleware.Find(comp.LookupType(), comp.Version)
+	if !ok {
+		unknown(fmt.Sprintf("unknown HTTP middleware %q", comp.Type), conf.Nearest(comp.Type, middleware.Types()))
+		return
+	}
+	items, found := comp.Items(offline())
+	c.judge(comp, append(found, conf.Decode(items, f.Config())...))
+}
+
+// offline completes metadata without an environment or secrets.
+func offline() settings.Expansion {
+	return settings.Expansion{AppID: "app", PodName: "pod", Env: unknownVariable,
+		Secret: func(_, name, _ string) (string, bool) { return unknownValue(name), true }}
+}
+
 // component decodes the metadata into the backend's configuration, as opening it would.
 func (c *checker) component(comp *settings.Component) {
 	unknown := func(text, nearest string) {
 		c.found = append(c.found, conf.Finding{File: comp.File, Line: comp.Line, Key: "spec.type", Msg: text, Nearest: nearest})
 	}
 	if comp.Category() == "middleware.http" {
-		unknown(fmt.Sprintf("this version of Mecha has no HTTP middleware %q", comp.Type), "")
+		c.middleware(comp, unknown)
 		return
 	}
 	part, ok := c.backends.Find(comp.LookupType(), comp.Version)
@@ -142,10 +160,14 @@ func (c *checker) component(comp *settings.Component) {
 			conf.Nearest(comp.Type, c.backends.Types()))
 		return
 	}
-	items, found := comp.Items(settings.Expansion{AppID: "app", PodName: "pod", Env: unknownVariable,
-		Secret: func(_, name, _ string) (string, bool) { return unknownValue(name), true }})
+	items, found := comp.Items(offline())
 	config := part.Config()
 	found = append(found, conf.Decode(items, config, conf.Also(conf.ServiceKeys(string(part.Kind))...))...)
+	c.judge(comp, found)
+}
+
+// judge keeps the findings about a component that do not hang on unknown values.
+func (c *checker) judge(comp *settings.Component, found conf.Findings) {
 	for _, f := range found {
 		if !c.unjudged(comp, f) {
 			if f.Line == 0 { // a key that is missing has no line of its own

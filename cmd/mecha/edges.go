@@ -20,12 +20,13 @@ import (
 
 // edges wires the packages of api to the host.
 type edges struct {
-	set       *settings.Settings
-	config    *settings.Configuration
-	resources *settings.Resources
-	log       *slog.Logger
-	metrics   *telemetry.Metrics
-	tracing   *tracing
+	set        *settings.Settings
+	config     *settings.Configuration
+	resources  *settings.Resources
+	log        *slog.Logger
+	metrics    *telemetry.Metrics
+	tracing    *tracing
+	middleware *middlewareSet
 
 	peers    *peerapi.Client
 	external *httpapi.External
@@ -55,7 +56,7 @@ func (e *edges) AppSide() (host.AppSide, error) {
 		return grpcApp{c}, nil
 	case "http", "https", "h2c":
 		return httpApp{httpapi.NewAppChannel(httpapi.ChannelOptions{Address: addr, TLS: p == "https", MaxHeader: e.maxHeader(),
-			HealthPath: e.set.AppHealth.Path, Observe: callObserver{e.metrics}}), e.set.AppID, e.log}, nil
+			HealthPath: e.set.AppHealth.Path, Pipeline: e.middleware.app(e.config.AppHTTPPipeline), Observe: callObserver{e.metrics}}), e.set.AppID, e.log}, nil
 	}
 	return nil, fmt.Errorf("app-protocol %q is not one of http, https, h2c, grpc, grpcs", e.set.AppProtocol)
 }
@@ -97,7 +98,7 @@ func (e *edges) Servers(s *host.Services) ([]host.Server, error) {
 	obs := &serverObserver{metrics: e.metrics, api: telemetry.NewAPILog(apiLog, logging), grpc: telemetry.NewAPILog(telemetry.Scope(e.log, "dapr.runtime.grpc.api-info"), logging)}
 
 	web := httpapi.New(httpapi.Options{AppID: e.set.AppID, Token: e.set.APIToken.Reveal(), MaxBody: int64(e.set.MaxBodySize), MaxHeader: e.maxHeader(),
-		Origins: splitList(e.set.AllowedOrigins), Allow: e.httpRules(), H2C: !e.set.HTTPDisableH2C,
+		Origins: splitList(e.set.AllowedOrigins), Allow: e.httpRules(), Pipeline: e.middleware.api(e.config.HTTPPipeline), H2C: !e.set.HTTPDisableH2C,
 		Invoke: s.Invoke, State: s.State, PubSub: s.PubSub, About: s.About, Observe: obs, Tracing: e.tracing, Log: telemetry.Scope(e.log, "dapr.runtime.http")})
 	rpc := grpcapi.New(grpcapi.Options{AppID: e.set.AppID, Token: e.set.APIToken.Reveal(), MaxMessage: int(e.set.MaxBodySize), MaxHeader: int(e.set.ReadBufferSize),
 		Allow: e.grpcRules(), Invoke: s.Invoke, State: s.State, PubSub: s.PubSub, About: s.About, Observe: obs, Tracing: e.tracing, Log: telemetry.Scope(e.log, "dapr.runtime.grpc.api")})

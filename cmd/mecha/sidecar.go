@@ -67,6 +67,7 @@ func waitOutbound(port int) int {
 
 // superviseSidecar runs the sidecar; a hang-up signal starts it again in place.
 func superviseSidecar(set *settings.Settings) int {
+	paceGC()
 	hostName, _ := os.Hostname()
 	level, err := telemetry.ParseLevel(set.LogLevel)
 	if err != nil {
@@ -173,10 +174,16 @@ func buildSidecar(ctx context.Context, set *settings.Settings, log *slog.Logger)
 	if err != nil {
 		return err
 	}
+	mw, err := openMiddleware(middlewareOptions{Components: resources.Components, Config: config, Metrics: metrics, Log: log,
+		Expand: settings.Expansion{AppID: set.AppID, Namespace: set.NamespaceGiven, PodName: set.PodName, Env: os.Getenv}})
+	if err != nil {
+		return err
+	}
+	defer mw.close()
 	trace := &tracing{tracer: tracer, app: set.AppID}
-	edges := &edges{set: set, config: config, log: log, metrics: metrics, tracing: trace, resources: resources}
+	edges := &edges{set: set, config: config, log: log, metrics: metrics, tracing: trace, resources: resources, middleware: mw}
 	return host.Run(ctx, host.Options{Settings: set, Config: config, Resources: resources, Implicit: implicitComponents(), Backends: all,
-		Version: version, Log: log, Metrics: metrics, Tracer: tracer, Tracing: trace, Edges: edges})
+		Version: version, Log: log, Metrics: metrics, Tracer: tracer, Tracing: trace, Loaded: mw.infos(), Edges: edges})
 }
 
 func adminServer(set *settings.Settings, metrics *telemetry.Metrics, log *slog.Logger) *adminapi.Server {

@@ -60,6 +60,7 @@ func New(o Options) *Catalog {
 // Opened is a component that was built but may not have met its server yet.
 type Opened struct {
 	Spec      Spec
+	Info      Info
 	Component block.Component
 	put       func()
 }
@@ -92,20 +93,20 @@ func (c *Catalog) Open(s Spec) (*Opened, error) {
 	if err != nil {
 		return nil, initFailure(&s, err)
 	}
-	return &Opened{Spec: s, Component: comp, put: c.place(&s, comp)}, nil
+	info := Info{Name: s.Name, Type: s.Type, Version: s.Version, Raw: rawItems(s.Items), Capabilities: Capabilities(comp)}
+	return &Opened{Spec: s, Info: info, Component: comp, put: c.place(info, comp)}, nil
 }
 
 // place prepares the handle; calling the result publishes it.
-func (c *Catalog) place(s *Spec, comp block.Component) func() {
-	info := Info{Name: s.Name, Type: s.Type, Version: s.Version, Raw: rawItems(s.Items), Capabilities: Capabilities(comp)}
+func (c *Catalog) place(info Info, comp block.Component) func() {
 	switch b := comp.(type) {
 	case block.State:
 		return func() {
-			c.State.Put(&Handle[block.State]{Info: info, Component: b, Target: c.target(call.State, s.Name)})
+			c.State.Put(&Handle[block.State]{Info: info, Component: b, Target: c.target(call.State, info.Name)})
 		}
 	case block.PubSub:
 		return func() {
-			c.PubSub.Put(&Handle[block.PubSub]{Info: info, Component: b, Target: c.target(call.Publish, s.Name)})
+			c.PubSub.Put(&Handle[block.PubSub]{Info: info, Component: b, Target: c.target(call.Publish, info.Name)})
 		}
 	}
 	return func() {}

@@ -19,7 +19,7 @@ func (h *Sidecar) describe() about.Document {
 		AppConnection: about.AppConnection{Port: h.s.AppPort, Protocol: h.s.AppProtocol, ChannelAddress: h.s.AppChannelAddress,
 			MaxConcurrency: max(h.s.AppMaxConcurrency, 0), Health: h.appHealth()}}
 	if h.catalog != nil {
-		for _, c := range h.catalog.Infos() {
+		for _, c := range append(h.catalog.Infos(), h.o.Loaded...) {
 			d.Components = append(d.Components, about.Component{Name: c.Name, Type: c.Type, Version: c.Version, Capabilities: c.Capabilities})
 		}
 	}

@@ -47,6 +47,8 @@ type Options struct {
 	Tracer    *telemetry.Tracer
 	Edges     Edges
 	Tracing   invoke.Tracing // of calls that arrive; may be nil
+	// Loaded lists components that an edge opened itself (HTTP middleware), for metadata.
+	Loaded []catalog.Info
 }
 
 // Edges are the ways in and out, implemented by the packages of api.
@@ -246,6 +248,7 @@ func (h *Sidecar) buildServices(l Listeners) error {
 			t.SetChain(chainIn(t))
 			return t
 		}}
+	ps.Namespaced = h.namespaced
 	if h.app.Exists() {
 		ps.App, ps.Sink = h.app, h.appSide.Sink()
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/mecha-project/mecha/runtime/invoke"
 	"github.com/mecha-project/mecha/runtime/pubsub"
 	"github.com/mecha-project/mecha/runtime/settings"
+	"github.com/mecha-project/mecha/runtime/state"
 	"github.com/mecha-project/mecha/runtime/telemetry"
 )
 
@@ -66,6 +67,9 @@ func (h *Sidecar) loadComponent(ctx context.Context, spec catalog.Spec) error {
 	if err == nil {
 		reason = "init"
 		m.ComponentInit(spec.Type)
+		err = checkComponent(opened)
+	}
+	if err == nil {
 		h.catalog.Publish(opened)
 		if err = h.catalog.Init(ctx, opened); err != nil {
 			h.catalog.Withdraw(ctx, spec.Name)
@@ -83,6 +87,24 @@ func (h *Sidecar) loadComponent(ctx context.Context, spec catalog.Spec) error {
 		return errIgnored
 	}
 	return fmt.Errorf("process component %s error: %w", spec.Name, err)
+}
+
+// checkComponent judges settings of a component that its service reads.
+func checkComponent(o *catalog.Opened) error {
+	if _, ok := o.Component.(block.State); !ok {
+		return nil
+	}
+	return state.CheckPrefix(o.Info)
+}
+
+// namespaced tells whether a pub/sub component's topics carry the namespace.
+func (h *Sidecar) namespaced(component string) bool {
+	for i := range h.o.Resources.Components {
+		if c := &h.o.Resources.Components[i]; c.Name == component {
+			return c.NamespaceScoped()
+		}
+	}
+	return false
 }
 
 // specs turns resources into components to open: declared ones, then the implicit ones whose
