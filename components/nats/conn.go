@@ -94,7 +94,7 @@ func (c *conn) wait(ctx context.Context, op fault.Op) (*period, error) {
 			return nil, wrapf(op, fault.Of(err), "cannot connect", err)
 		}
 		if connected && late == nil {
-			t := time.NewTimer(awayPatience)
+			t := time.NewTimer(c.patience())
 			defer t.Stop()
 			late = t.C
 		}
@@ -129,6 +129,16 @@ func (c *conn) look(tried bool) (p *period, changed chan struct{}, connected boo
 
 func closedError(op fault.Op) error {
 	return fault.New(op, fault.Unavailable, "the component is closed").WithSent(fault.SentNever)
+}
+
+// patience is none when a node could not be started: that does not pass within seconds.
+func (c *conn) patience() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.d != nil && c.d.local && c.d.away() != nil {
+		return 0
+	}
+	return awayPatience
 }
 
 func (c *conn) why() error {

@@ -41,6 +41,11 @@ func (e *apiError) conflict() bool {
 	return e != nil && (e.ErrCode == codeWrongLastSeq || e.ErrCode == codeWrongLastConst)
 }
 
+// full tells that the server has no room left.
+func (e *apiError) full() bool {
+	return e != nil && (e.ErrCode == codeInsufficient || e.ErrCode == codeStorage)
+}
+
 // pubAck is the answer to a publish.
 type pubAck struct {
 	Error *apiError `json:"error"`

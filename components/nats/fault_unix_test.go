@@ -217,3 +217,32 @@ func TestSilentNodeRespectsDeadline(t *testing.T) {
 		}
 	}
 }
+
+// A full disk is reported promptly and in words, loses nothing acknowledged, and is over when
+// it is over.
+func TestFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv(envFileSize, strconv.Itoa(1<<20))
+	s := embeddedState(t, dir, "statestore")
+	defer s.Close(context.Background())
+	acked := 0
+	var err error
+	for ; err == nil; acked++ {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		err = s.Set(ctx, block.StateWrite{Key: strconv.Itoa(acked), Value: make([]byte, 64<<10)})
+		cancel()
+	}
+	acked--
+	if fault.Of(err) != fault.Unavailable || acked < 10 {
+		t.Fatalf("after %d writes of 64 KiB into 1 MiB: %v (%v), want unavailable", acked, err, fault.Of(err))
+	}
+	t.Setenv(envFileSize, "")
+	waitFor(t, "the store to work again", func() bool {
+		return s.Set(t.Context(), block.StateWrite{Key: "after", Value: make([]byte, 64<<10)}) == nil
+	})
+	for i := range acked {
+		if item, err := s.Get(t.Context(), strconv.Itoa(i), block.StateRead{}); err != nil || len(item.Value) != 64<<10 {
+			t.Errorf("acknowledged write %d is gone: %v, %v", i, item.Exists, err)
+		}
+	}
+}

@@ -17,6 +17,7 @@ import (
 
 // The test binary is also the embedded node.
 func TestMain(m *testing.M) {
+	limitNode()
 	embedded.MainIfNode()
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("os/exec.(*Cmd).Wait")) // reaps a node as long as it lives
 }

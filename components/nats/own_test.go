@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -433,4 +434,50 @@ func TestServerRestart(t *testing.T) {
 		item, err := s.Get(t.Context(), "k", block.StateRead{})
 		return err == nil && string(item.Value) == "v"
 	})
+}
+
+// A store at the server's limit refuses writes; removing keys must work, and make room.
+func TestFullStoreCanBeEmptied(t *testing.T) {
+	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(), JetStreamMaxStore: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	defer srv.WaitForShutdown()
+	defer srv.Shutdown()
+	if !srv.ReadyForConnections(patience) {
+		t.Fatal("no server")
+	}
+	s := serverState(t, srv.ClientURL(), "c")
+	defer s.Close(t.Context())
+	set := func(key string) error {
+		return s.Set(t.Context(), block.StateWrite{Key: key, Value: make([]byte, 100<<10)})
+	}
+	for i := 0; err == nil && i < 100; i++ {
+		err = set(strconv.Itoa(i))
+	}
+	if fault.Of(err) != fault.Exhausted {
+		t.Fatalf("Set in a full store: %v (%v), want exhausted", err, fault.Of(err))
+	}
+	etag := func(key string) string {
+		item, err := s.Get(t.Context(), key, block.StateRead{})
+		if err != nil || !item.Exists {
+			t.Fatalf("Get %s: %v, %v", key, item.Exists, err)
+		}
+		return item.ETag
+	}
+	if err := s.Delete(t.Context(), block.StateDelete{Key: "2", ETag: etag("0")}); fault.Of(err) != fault.Conflict {
+		t.Errorf("Delete with another key's etag: %v, want conflict", err)
+	}
+	for _, d := range []block.StateDelete{{Key: "0", ETag: etag("0")}, {Key: "1"}, {Key: "never"}, {Key: "2"}, {Key: "3", ETag: etag("3")}} {
+		if err := s.Delete(t.Context(), d); err != nil {
+			t.Errorf("Delete %+v: %v", d, err)
+		}
+		if item, _ := s.Get(t.Context(), d.Key, block.StateRead{}); item.Exists {
+			t.Errorf("key %s is still there", d.Key)
+		}
+	}
+	if err := set("0"); err != nil {
+		t.Errorf("Set after making room: %v", err)
+	}
 }

@@ -2,6 +2,7 @@ package nats
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"strconv"
 	"sync/atomic"
@@ -207,6 +208,9 @@ func (s *state) settle(ctx context.Context, op fault.Op, o *block.StateOp, answe
 		if err != nil || refused == nil {
 			return err
 		}
+		if o.Delete && refused.full() {
+			return s.purge(ctx, op, o)
+		}
 		if !refused.conflict() || !firstWrite(o) {
 			return refusal(op, "key "+strconv.Quote(o.Key), refused)
 		}
@@ -232,6 +236,47 @@ func (s *state) settle(ctx context.Context, op fault.Op, o *block.StateOp, answe
 }
 
 func firstWrite(o *block.StateOp) bool { return o.FirstWrite && o.ETag == "" && !o.Delete }
+
+// purge removes a key without writing a marker: the way out of a full store, which refuses
+// every message. The limit of sequences makes it conditional: it spares a newer version.
+func (s *state) purge(ctx context.Context, op fault.Op, o *block.StateOp) error {
+	subject, err := appendKey([]byte(s.prefix), op, o.Key)
+	if err != nil {
+		return err
+	}
+	request := struct {
+		Filter string `json:"filter"`
+		Seq    uint64 `json:"seq,omitempty"` // this one stays
+	}{Filter: string(subject)}
+	if o.ETag != "" {
+		v, err := parseETag(op, o.ETag)
+		if err != nil {
+			return err
+		}
+		request.Seq = v.seq + 1
+	}
+	body, err := json.Marshal(request)
+	if err != nil {
+		return fault.Wrap(op, fault.Internal, err)
+	}
+	answers, err := s.ask(ctx, op, &natsgo.Msg{Subject: "$JS.API.STREAM.PURGE." + s.stream, Data: body})
+	if err != nil {
+		return err
+	}
+	var done struct {
+		Error  *apiError `json:"error"`
+		Purged int       `json:"purged"`
+	}
+	switch err := json.Unmarshal(answers[0].Data, &done); {
+	case err != nil:
+		return fault.New(op, fault.Internal, "the server answers a purge with %.100q", answers[0].Data).Because(err).WithSent(fault.SentMaybe)
+	case done.Error != nil:
+		return refusal(op, "key "+strconv.Quote(o.Key), done.Error)
+	case o.ETag != "" && done.Purged == 0:
+		return fault.New(op, fault.Conflict, "key %q does not have etag %q; read it again", o.Key, o.ETag)
+	}
+	return nil
+}
 
 // message makes the message of one operation with its expectation; of a first write, that
 // there is nothing.

@@ -47,7 +47,8 @@ func (l *logFile) Close() error {
 
 // natsLog hands the server library's lines to slog and remembers why it could not start.
 type natsLog struct {
-	log *slog.Logger
+	log     *slog.Logger
+	trouble chan struct{} // one slot: the library reported an error
 
 	mu    sync.Mutex
 	fatal string // guarded by mu
@@ -65,8 +66,14 @@ func (n *natsLog) Noticef(format string, args ...any) { n.line(slog.LevelDebug, 
 // Warnf logs a warning.
 func (n *natsLog) Warnf(format string, args ...any) { n.line(slog.LevelWarn, format, args) }
 
-// Errorf logs an error.
-func (n *natsLog) Errorf(format string, args ...any) { n.line(slog.LevelError, format, args) }
+// Errorf logs an error and lets the node look into it.
+func (n *natsLog) Errorf(format string, args ...any) {
+	n.line(slog.LevelError, format, args)
+	select {
+	case n.trouble <- struct{}{}:
+	default:
+	}
+}
 
 // Debugf logs details.
 func (n *natsLog) Debugf(format string, args ...any) { n.line(slog.LevelDebug, format, args) }

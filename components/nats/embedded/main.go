@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"flag"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -37,8 +36,7 @@ func nodeMain(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := Run(ctx, o); err != nil && !errors.Is(err, ErrBusy) {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return 1 // the client was told, and the log knows
 	}
 	return 0
 }

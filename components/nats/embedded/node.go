@@ -90,7 +90,8 @@ func run(ctx context.Context, o *NodeOptions) error {
 	}
 	log := slog.New(slog.NewTextHandler(o.Log, &slog.HandlerOptions{Level: o.Level})).With("pid", os.Getpid())
 	start := time.Now()
-	srv, err := startServer(d, durability, log)
+	trouble := make(chan struct{}, 1)
+	srv, err := startServer(d, durability, log, trouble)
 	if err != nil {
 		log.Error("cannot start", "error", err)
 		return err
@@ -108,11 +109,37 @@ func run(ctx context.Context, o *NodeOptions) error {
 	defer g.close()
 	log.Info("ready", "dir", string(d), "socket", path, "durability", string(durability), "took", time.Since(start))
 	o.tell(status{Ready: true})
-	select {
-	case <-ctx.Done():
-		log.Info("leaving: told to")
-	case <-g.left:
-		log.Info("leaving: no clients", "linger", o.Linger)
+	for {
+		select {
+		case <-ctx.Done():
+			log.Info("leaving: told to")
+			return nil
+		case <-g.left:
+			log.Info("leaving: no clients", "linger", o.Linger)
+			return nil
+		case <-trouble:
+			if err := sick(srv, d); err != nil {
+				log.Error("leaving: a fresh start is needed", "error", err)
+				return err
+			}
+		}
+	}
+}
+
+// sick tells whether a stream could not be written. The library then leaves publishers without
+// an answer until the stream is opened again, room or no room. The node ends instead: calls
+// fail at once, clients start another node as long as they need one, and that one tells them
+// what is wrong until the disk is writable again.
+func sick(srv *server.Server, d dir) error {
+	for range 10 { // it reports the error before it notes it
+		if h := srv.Healthz(&server.HealthzOptions{}); h.Error != "" || len(h.Errors) > 0 {
+			why := h.Error
+			for _, e := range h.Errors {
+				why += e.Error
+			}
+			return fault.New(opNode, fault.Unavailable, "the data in %s cannot be written: %s", d, why)
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	return nil
 }
@@ -158,7 +185,7 @@ func (d dir) lock(ctx context.Context) (*os.File, error) {
 
 // startServer starts the library without any listener and checks that it recovered all that
 // the directory holds.
-func startServer(d dir, durability Durability, log *slog.Logger) (*server.Server, error) {
+func startServer(d dir, durability Durability, log *slog.Logger, trouble chan struct{}) (*server.Server, error) {
 	if err := d.probe(); err != nil {
 		return nil, err
 	}
@@ -184,7 +211,7 @@ func startServer(d dir, durability Durability, log *slog.Logger) (*server.Server
 	if err != nil {
 		return nil, fault.New(opNode, fault.Internal, "the server library refuses its options").Because(err)
 	}
-	nlog := &natsLog{log: log.With("from", "nats-server")}
+	nlog := &natsLog{log: log.With("from", "nats-server"), trouble: trouble}
 	srv.SetLoggerV2(nlog, log.Enabled(context.Background(), slog.LevelDebug), false, false)
 	srv.Start()
 	if srv.ReadyForConnections(time.Minute) && nlog.failure() == "" && srv.JetStreamEnabled() {

@@ -1,0 +1,3 @@
+package nats_test
+
+func limitNode() {}
