@@ -8,8 +8,10 @@ package invoke
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/mecha-project/mecha/components/block"
@@ -128,7 +130,7 @@ func (s *Service) Invoke(ctx context.Context, req *call.Request, out call.Respon
 	}
 	var resp *call.Response
 	for c.Next() {
-		resp, err = s.attempt(c.Context(), d, req)
+		resp, err = s.attempt(c, d, req)
 		c.Done(err)
 	}
 	if err != nil {
@@ -138,9 +140,14 @@ func (s *Service) Invoke(ctx context.Context, req *call.Request, out call.Respon
 		return c.End(err)
 	}
 	c.Final()
-	err = out.Respond(c.Context(), resp)
-	resp.Close()
-	return c.End(err)
+	return c.End(respond(c.Context(), out, resp))
+}
+
+// respond hands the answer over and closes it, also when writing it panics: it may hold one of
+// the app's slots.
+func respond(ctx context.Context, out call.Responder, resp *call.Response) error {
+	defer resp.Close()
+	return out.Respond(ctx, resp)
 }
 
 // Serve runs a call that a peer sidecar sent for the own app. caller is the peer's app id as
@@ -183,9 +190,7 @@ func (s *Service) toApp(ctx context.Context, req *call.Request, caller string, o
 	if s.o.Record != nil {
 		s.o.Record.InvokeResSent(caller, status)
 	}
-	err = out.Respond(c.Context(), resp)
-	resp.Close()
-	return status, c.End(err)
+	return status, c.End(respond(c.Context(), out, resp))
 }
 
 // mine refuses calls meant for somebody else: a stale registry entry, or a port that another
@@ -240,7 +245,8 @@ func (s *Service) outTarget(name, ns string) *call.Target {
 }
 
 // attempt makes one try at the destination.
-func (s *Service) attempt(ctx context.Context, d *destination, req *call.Request) (*call.Response, error) {
+func (s *Service) attempt(c *call.Call, d *destination, req *call.Request) (*call.Response, error) {
+	ctx := c.Context()
 	switch {
 	case d.endpoint != nil:
 		s.stamp.clear(&req.Header)
@@ -249,13 +255,19 @@ func (s *Service) attempt(ctx context.Context, d *destination, req *call.Request
 		s.stamp.local(req, d.target.Name)
 		return s.o.Local.Invoke(ctx, req)
 	}
-	s.stamp.remote(req, d.target.Name)
+	s.stamp.remote(req, d.target.Name, c.Attempt == 1)
 	return s.remote(ctx, d, req)
 }
 
 // remote calls one of the peers of a name. An instance that certainly did not get the request
-// costs nothing: the next one is tried at once, each at most once per attempt.
+// costs nothing: the next one is tried at once, each at most once per attempt. A streamed body
+// that somebody began to read cannot be offered again.
 func (s *Service) remote(ctx context.Context, d *destination, req *call.Request) (*call.Response, error) {
+	var body *touched
+	if req.Stream != nil {
+		body = &touched{ReadCloser: req.Stream}
+		req.Stream = body
+	}
 	var tried []string
 	refreshed := false
 	var last error
@@ -283,13 +295,32 @@ func (s *Service) remote(ctx context.Context, d *destination, req *call.Request)
 			}
 			return resp, nil
 		}
-		if fault.SentOf(err) != fault.SentNever || ctx.Err() != nil {
+		if fault.SentOf(err) != fault.SentNever || ctx.Err() != nil || body.begun() {
 			return nil, err
 		}
 		d.names.bad(to)
 		tried, last = append(tried, to.ID), err
 	}
 }
+
+// touched is a request body that remembers whether it can still be offered to another
+// instance: neither read from nor closed.
+type touched struct {
+	io.ReadCloser
+	yes atomic.Bool // reader and judge may be different goroutines
+}
+
+func (t *touched) Read(p []byte) (int, error) {
+	t.yes.Store(true)
+	return t.ReadCloser.Read(p)
+}
+
+func (t *touched) Close() error {
+	t.yes.Store(true)
+	return t.ReadCloser.Close()
+}
+
+func (t *touched) begun() bool { return t != nil && t.yes.Load() }
 
 func kindOf(req *call.Request) string {
 	if req.Protocol == call.GRPC {

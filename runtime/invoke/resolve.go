@@ -2,7 +2,6 @@ package invoke
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"slices"
 	"sync"
@@ -21,6 +20,8 @@ const (
 	// downFor keeps an instance that could not be reached out of the rotation, unless no
 	// other is left.
 	downFor = time.Second
+	// askAgain is how long a registry that failed is left alone while old answers will do.
+	askAgain = time.Second
 	// maxNames bounds the cache; callers choose the names.
 	maxNames = 4096
 )
@@ -62,7 +63,9 @@ func newResolver(registry block.Registry, log *slog.Logger) *resolver {
 }
 
 func (r *resolver) close() {
+	r.mu.Lock() // a watch is either counted before the wait, or never started
 	r.cancel()
+	r.mu.Unlock()
 	r.running.Wait()
 }
 
@@ -74,7 +77,14 @@ func (r *resolver) find(ctx context.Context, name block.Name, target func() *cal
 		if len(l.all) > 0 && (d.names.watched || time.Since(l.when) < resolveTTL) {
 			return d, nil
 		}
-		return d, r.refresh(ctx, d.names)
+		err := r.refresh(ctx, d.names)
+		if err != nil && len(l.all) > 0 && fault.Of(err) != fault.NotFound && ctx.Err() == nil {
+			// The registry is down: where the app was is the best that is known. Calls of the
+			// next second do not ask again.
+			d.names.list.CompareAndSwap(l, &instances{all: l.all, when: time.Now().Add(askAgain - resolveTTL)})
+			return d, nil
+		}
+		return d, err
 	}
 	n := &names{name: name}
 	n.list.Store(&instances{})
@@ -103,7 +113,7 @@ func (r *resolver) refresh(ctx context.Context, n *names) error {
 	if len(all) == 0 {
 		return fault.New(op, fault.NotFound, "couldn't find service: %s", n.name.App)
 	}
-	n.list.Store(&instances{all: all, when: time.Now()})
+	n.set(all)
 	return nil
 }
 
@@ -137,13 +147,8 @@ func (r *resolver) add(d *destination) *destination {
 func (r *resolver) watch(w block.RegistryWatcher, n *names) {
 	defer r.running.Done()
 	for {
-		err := w.Watch(r.ctx, n.name, func(all []block.Instance) {
-			n.list.Store(&instances{all: all, when: time.Now()})
-		})
+		err := w.Watch(r.ctx, n.name, n.set)
 		if r.ctx.Err() != nil {
-			return
-		}
-		if errors.Is(err, context.Canceled) {
 			return
 		}
 		r.log.Warn("watching a name failed; trying again", "target", n.name.App, "err", err)
@@ -153,6 +158,21 @@ func (r *resolver) watch(w block.RegistryWatcher, n *names) {
 		case <-time.After(time.Second):
 		}
 	}
+}
+
+// set replaces the list and forgets the failures of instances that have gone: ids are never
+// used again, so nothing else would.
+func (n *names) set(all []block.Instance) {
+	n.list.Store(&instances{all: all, when: time.Now()})
+	if n.downs.Load() == 0 {
+		return
+	}
+	n.down.Range(func(id, _ any) bool {
+		if !slices.ContainsFunc(all, func(in block.Instance) bool { return in.ID == id }) {
+			n.forget(id.(string))
+		}
+		return true
+	})
 }
 
 // pick chooses the next instance in turn, leaving out the tried ones and, while others are

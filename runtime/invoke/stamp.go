@@ -62,8 +62,9 @@ func (s *stamps) local(req *call.Request, callee string) {
 	req.Header.Add(headerCalleeApp, callee)
 }
 
-// remote stamps a call to a peer. A client's own X-Forwarded-For and Forwarded stay first.
-func (s *stamps) remote(req *call.Request, callee string) {
+// remote stamps a call to a peer. A client's own X-Forwarded-For and Forwarded stay first; ours
+// follow them once, however often the call is tried.
+func (s *stamps) remote(req *call.Request, callee string, firstTry bool) {
 	s.clear(&req.Header)
 	req.Header.Add(headerCallerApp, s.app)
 	req.Header.Add(headerCalleeApp, callee)
@@ -71,8 +72,8 @@ func (s *stamps) remote(req *call.Request, callee string) {
 		return
 	}
 	req.Header.Add(headerCallerNS, s.namespace)
-	if !s.haveForwardedData || req.Header.Get("Forwarded") == s.forwarded {
-		return // no address known, or stamped by an earlier attempt
+	if !s.haveForwardedData || !firstTry {
+		return
 	}
 	req.Header.Add("X-Forwarded-For", s.forwardedFor)
 	req.Header.Add("X-Forwarded-Host", s.forwardedHost)
