@@ -77,7 +77,7 @@ func NewAppChannel(o ChannelOptions) (*AppChannel, error) {
 	if err != nil {
 		return nil, fault.Wrap("grpcapi.channel", fault.Invalid, err)
 	}
-	return &AppChannel{o: o, conn: conn, codec: newCodec(), callback: runtimev1.NewAppCallbackClient(conn),
+	return &AppChannel{o: o, conn: conn, codec: newRawCodec(), callback: runtimev1.NewAppCallbackClient(conn),
 		health: runtimev1.NewAppCallbackHealthCheckClient(conn), alpha: runtimev1.NewAppCallbackAlphaClient(conn)}, nil
 }
 
@@ -197,7 +197,12 @@ func (c *AppChannel) proxy(ctx context.Context, req *call.Request) (*call.Respon
 	ctx, cancel := context.WithCancel(metadata.NewOutgoingContext(ctx, metadataOf(req.Header)))
 	only, single := singleMessage(req)
 	desc := &grpc.StreamDesc{ServerStreams: true, ClientStreams: !single}
-	cs, err := c.conn.NewStream(ctx, desc, req.Path, grpc.ForceCodecV2(c.codec))
+	opts := make([]grpc.CallOption, 0, 2)
+	opts = append(opts, grpc.ForceCodecV2(c.codec))
+	if sub := subtype(req.Type); sub != "" {
+		opts = append(opts, grpc.CallContentSubtype(sub))
+	}
+	cs, err := c.conn.NewStream(ctx, desc, req.Path, opts...)
 	if err != nil {
 		cancel()
 		if lost := c.unreached(err, nil); lost != nil && ctx.Err() == nil {

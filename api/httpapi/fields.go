@@ -7,13 +7,13 @@ import (
 	"github.com/mecha-project/mecha/runtime/call"
 )
 
-// carried appends to dst the fields of src that travel on: end-to-end ones, without those of
-// the caller's dealings with a proxy, which end here.
+// carried appends to dst the fields of src that travel on: end-to-end ones, without Host, which
+// named this sidecar, and those of the caller's dealings with a proxy, which end here.
 func carried(dst, src call.Fields) call.Fields {
 	dst = h1.EndToEnd(dst, src)
 	out := dst[:0]
 	for _, f := range dst {
-		if !proxied(f.Name) {
+		if !proxied(f.Name) && (len(f.Name) != 4 || !strings.EqualFold(f.Name, "Host")) {
 			out = append(out, f)
 		}
 	}
