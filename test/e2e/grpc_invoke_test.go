@@ -1,0 +1,602 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	commonv1 "github.com/dapr/dapr/pkg/proto/common/v1"
+	runtimev1 "github.com/dapr/dapr/pkg/proto/runtime/v1"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/mecha-project/mecha/test/harness"
+)
+
+// callbackApp is a gRPC app that is called through AppCallback.OnInvoke.
+type callbackApp struct {
+	runtimev1.UnimplementedAppCallbackServer
+}
+
+// callbackSeen is what it saw, as its answer tells.
+type callbackSeen struct {
+	Method, Type, TypeURL, Verb, Query, Data string
+	MD                                       metadata.MD
+}
+
+func (callbackApp) OnInvoke(ctx context.Context, in *commonv1.InvokeRequest) (*commonv1.InvokeResponse, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	grpc.SetHeader(ctx, metadata.Pairs("x-head", "h", "x-data-bin", "\x00\xff"))
+	grpc.SetTrailer(ctx, metadata.Pairs("x-trail", "t"))
+	switch in.GetMethod() {
+	case "fail":
+		st, _ := status.New(codes.AlreadyExists, "there").WithDetails(&errdetails.ErrorInfo{Reason: "R", Domain: "d"})
+		return nil, st.Err()
+	case "code":
+		var code int
+		fmt.Sscan(string(in.GetData().GetValue()), &code)
+		return nil, status.Error(codes.Code(code), "as asked")
+	case "hang":
+		<-ctx.Done()
+		return nil, ctx.Err()
+	case "typed":
+		return &commonv1.InvokeResponse{Data: &anypb.Any{TypeUrl: "type.example/x", Value: []byte("proto")}, ContentType: "ignored/type"}, nil
+	case "untyped":
+		return &commonv1.InvokeResponse{Data: &anypb.Any{Value: []byte("text")}}, nil
+	}
+	out, _ := json.Marshal(callbackSeen{in.GetMethod(), in.GetContentType(), in.GetData().GetTypeUrl(),
+		in.GetHttpExtension().GetVerb().String(), in.GetHttpExtension().GetQuerystring(), string(in.GetData().GetValue()), md})
+	return &commonv1.InvokeResponse{Data: &anypb.Any{Value: out}, ContentType: "application/json"}, nil
+}
+
+func serveCallbacks(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	runtimev1.RegisterAppCallbackServer(srv, callbackApp{})
+	go srv.Serve(l)
+	t.Cleanup(srv.Stop)
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func dapr(t *testing.T, target string) runtimev1.DaprClient {
+	t.Helper()
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return runtimev1.NewDaprClient(conn)
+}
+
+func invokeRequest(id, method string, verb commonv1.HTTPExtension_Verb, data string) *runtimev1.InvokeServiceRequest {
+	return &runtimev1.InvokeServiceRequest{Id: id, Message: &commonv1.InvokeRequest{Method: method, Data: &anypb.Any{Value: []byte(data)},
+		HttpExtension: &commonv1.HTTPExtension{Verb: verb}}}
+}
+
+func callContext(t *testing.T, kv ...string) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	t.Cleanup(cancel)
+	return metadata.AppendToOutgoingContext(ctx, kv...)
+}
+
+// TestInvokeServiceHTTPApp: a gRPC caller and an HTTP app.
+func TestInvokeServiceHTTPApp(t *testing.T) {
+	t.Parallel()
+	callee, caller := pair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var status int
+		if n, _ := fmt.Sscanf(r.URL.Path, "/status/%d", &status); n == 1 {
+			w.Header().Set("Location", "/x")
+			w.WriteHeader(status)
+			if status != 204 && status != 304 {
+				io.WriteString(w, strings.Repeat("why ", 40))
+			}
+			return
+		}
+		w.Header().Set("X-Custom", "c")
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("Grpc-Status", "13")
+		if r.URL.Path == "/notype" {
+			w.Header()["Content-Type"] = nil
+			return
+		}
+		echo(w, r)
+	}))
+	for _, way := range bothWays(callee, caller) {
+		c := dapr(t, way.via.Target())
+		t.Run(way.name+"/request", func(t *testing.T) {
+			in := invokeRequest("callee", "a//b/../c", commonv1.HTTPExtension_PUT, "data")
+			in.Message.ContentType = "text/weird"
+			in.Message.HttpExtension.Querystring = "q=1&r=%2F"
+			ctx := callContext(t, "x-mine", "1", "x-mine", "2", "x-data-bin", "\x00", "grpc-special", "s", "dapr-caller-app-id", "forged", "authorization", "Bearer x")
+			var header metadata.MD
+			out, err := c.InvokeService(ctx, in, grpc.Header(&header))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := decodeSeen(t, out.GetData().GetValue())
+			if got.Method != "PUT" || got.URI != "/a/c?q=1&r=%2F" || got.Body != "data" {
+				t.Errorf("app saw %s %s %q", got.Method, got.URI, got.Body)
+			}
+			for name, want := range map[string]string{"Content-Type": "text/weird", "X-Mine": "1|2", "Authorization": "Bearer x", "Dapr-Authority": caller.Target(),
+				"Dapr-Caller-App-Id": way.via.AppID, "Dapr-Caller-Namespace": "default"} {
+				if name == "Dapr-Authority" && !way.remote {
+					want = callee.Target()
+				}
+				if v := strings.Join(got.Header.Values(name), "|"); v != want {
+					t.Errorf("app saw %s = %q, want %q", name, v, want)
+				}
+			}
+			if ua := got.Header.Get("User-Agent"); !strings.HasPrefix(ua, "grpc-go/") {
+				t.Errorf("app saw User-Agent %q", ua)
+			}
+			if got.Header["X-Data-Bin"] != nil || got.Header["Grpc-Accept-Encoding"] != nil {
+				t.Errorf("app saw %v", got.Header)
+			}
+			if out.GetContentType() != "application/json" || first(header, "dapr-http-status") != "200" || first(header, "x-custom") != "c" ||
+				first(header, "dapr-cache-control") != "no-store" || first(header, "dapr-content-type") != "application/json" {
+				t.Errorf("content type %q, headers %v", out.GetContentType(), header)
+			}
+		})
+		t.Run(way.name+"/type URL", func(t *testing.T) {
+			in := invokeRequest("callee", "x", commonv1.HTTPExtension_POST, "raw")
+			in.Message.Data.TypeUrl, in.Message.ContentType = "type.example/x", "text/plain"
+			out, err := c.InvokeService(callContext(t), in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := decodeSeen(t, out.GetData().GetValue()); got.Header.Get("Content-Type") != "application/x-protobuf" || got.Body != "raw" {
+				t.Errorf("app saw %q %q", got.Header.Get("Content-Type"), got.Body)
+			}
+		})
+		t.Run(way.name+"/empty answer", func(t *testing.T) {
+			for _, method := range []string{"notype", "status/204"} {
+				out, err := c.InvokeService(callContext(t), invokeRequest("callee", method, commonv1.HTTPExtension_GET, ""))
+				if err != nil || out.GetData() == nil || len(out.GetData().GetValue()) > 0 || out.GetContentType() != "" {
+					t.Errorf("%s: got %v, %v; want empty data and no content type", method, out, err)
+				}
+			}
+		})
+		for httpStatus, want := range map[int]codes.Code{301: codes.Unknown, 302: codes.Unknown, 304: codes.Unknown, 400: codes.Internal, 401: codes.Unauthenticated, 403: codes.PermissionDenied,
+			404: codes.NotFound, 405: codes.Unknown, 408: codes.Canceled, 409: codes.AlreadyExists, 412: codes.Unknown, 418: codes.Unknown, 429: codes.ResourceExhausted,
+			500: codes.Unknown, 501: codes.Unimplemented, 502: codes.Unknown, 503: codes.Unavailable, 504: codes.DeadlineExceeded} {
+			t.Run(fmt.Sprintf("%s/status %d", way.name, httpStatus), func(t *testing.T) {
+				var header metadata.MD
+				_, err := c.InvokeService(callContext(t), invokeRequest("callee", fmt.Sprintf("status/%d", httpStatus), commonv1.HTTPExtension_GET, ""), grpc.Header(&header))
+				st := status.Convert(err)
+				if st.Code() != want || st.Message() != http.StatusText(httpStatus) || len(st.Details()) != 1 {
+					t.Fatalf("got %v (%d details), want %v %s", st, len(st.Details()), want, http.StatusText(httpStatus))
+				}
+				info, ok := st.Details()[0].(*errdetails.ErrorInfo)
+				body := strings.Repeat("why ", 40)[:63]
+				if httpStatus == 304 {
+					body = ""
+				}
+				text, has := info.GetMetadata()["http.error_message"]
+				if !ok || info.Reason != http.StatusText(httpStatus) || info.Domain != "dapr.io" || info.Metadata["http.code"] != fmt.Sprint(httpStatus) || !has || text != body {
+					t.Errorf("detail %v", info)
+				}
+				if first(header, "dapr-http-status") != fmt.Sprint(httpStatus) {
+					t.Errorf("dapr-http-status = %q", first(header, "dapr-http-status"))
+				}
+			})
+		}
+		for _, tt := range []struct {
+			name string
+			in   *runtimev1.InvokeServiceRequest
+			text string
+		}{
+			{"no id", invokeRequest("", "x", commonv1.HTTPExtension_GET, ""), "app id is empty"},
+			{"no message", &runtimev1.InvokeServiceRequest{Id: "callee"}, "failed to invoke, id: callee, err: "},
+			{"no extension", &runtimev1.InvokeServiceRequest{Id: "callee", Message: &commonv1.InvokeRequest{Method: "x"}}, "invalid HTTP verb"},
+			{"verb NONE", invokeRequest("callee", "x", commonv1.HTTPExtension_NONE, ""), "invalid HTTP verb"},
+			{"verb CONNECT", invokeRequest("callee", "x", commonv1.HTTPExtension_CONNECT, ""), "invalid HTTP verb"},
+			{"forbidden character", invokeRequest("callee", "a?b", commonv1.HTTPExtension_GET, ""), "method contains forbidden character"},
+			{"unknown app", invokeRequest("ghost", "x", commonv1.HTTPExtension_GET, ""), "couldn't find service: ghost"},
+			{"two dots", invokeRequest("a.b.c", "x", commonv1.HTTPExtension_GET, ""), "invalid app id a.b.c"},
+		} {
+			t.Run(way.name+"/"+tt.name, func(t *testing.T) {
+				_, err := c.InvokeService(callContext(t), tt.in)
+				st := status.Convert(err)
+				if st.Code() != codes.Internal || !strings.Contains(st.Message(), tt.text) || !strings.HasPrefix(st.Message(), "failed to invoke, id: ") && tt.name != "no id" || len(st.Details()) > 0 {
+					t.Errorf("got %v with %d details, want Internal with %q", st, len(st.Details()), tt.text)
+				}
+			})
+		}
+	}
+}
+
+// TestInvokeServiceGRPCApp: a gRPC caller and a gRPC app, through InvokeService.
+func TestInvokeServiceGRPCApp(t *testing.T) {
+	t.Parallel()
+	mesh := harness.NewMesh(t)
+	callee := mesh.Start(harness.Options{AppID: "callee", AppPort: serveCallbacks(t), Protocol: "grpc", Env: []string{"APP_API_TOKEN=app-secret"}})
+	caller := mesh.Start(harness.Options{AppID: "caller"})
+	for _, way := range bothWays(callee, caller) {
+		c := dapr(t, way.via.Target())
+		t.Run(way.name+"/request", func(t *testing.T) {
+			in := invokeRequest("callee", "a", commonv1.HTTPExtension_PATCH, "data")
+			in.Message.HttpExtension.Querystring, in.Message.ContentType = "q=1", "text/x"
+			var header, trailer metadata.MD
+			out, err := c.InvokeService(callContext(t, "x-mine", "1", "x-mine", "2", "x-in-bin", "\x00\x01", "dapr-caller-app-id", "forged"), in, grpc.Header(&header), grpc.Trailer(&trailer))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got callbackSeen
+			json.Unmarshal(out.GetData().GetValue(), &got)
+			if got.Method != "a" || got.Verb != "PATCH" || got.Query != "q=1" || got.Type != "text/x" || got.Data != "data" {
+				t.Errorf("app saw %+v", got)
+			}
+			if !slices.Equal(got.MD["x-mine"], []string{"1", "2"}) || first(got.MD, "x-in-bin") != "\x00\x01" || !slices.Equal(got.MD["dapr-caller-app-id"], []string{way.via.AppID}) ||
+				first(got.MD, "dapr-api-token") != "app-secret" {
+				t.Errorf("app saw metadata %v", got.MD)
+			}
+			if first(header, "x-head") != "h" || first(header, "x-data-bin") != "\x00\xff" || first(trailer, "x-trail") != "t" || first(header, "dapr-http-status") != "" {
+				t.Errorf("header %v, trailer %v", header, trailer)
+			}
+		})
+		t.Run(way.name+"/type URL kept", func(t *testing.T) {
+			out, err := c.InvokeService(callContext(t), invokeRequest("callee", "typed", commonv1.HTTPExtension_GET, ""))
+			if err != nil || out.GetData().GetTypeUrl() != "type.example/x" || string(out.GetData().GetValue()) != "proto" {
+				t.Errorf("got %v, %v", out, err)
+			}
+		})
+		t.Run(way.name+"/no extension is fine", func(t *testing.T) {
+			out, err := c.InvokeService(callContext(t), &runtimev1.InvokeServiceRequest{Id: "callee", Message: &commonv1.InvokeRequest{Method: "m"}})
+			var got callbackSeen
+			json.Unmarshal(out.GetData().GetValue(), &got)
+			if err != nil || got.Verb != "NONE" {
+				t.Errorf("app saw %+v, %v", got, err)
+			}
+		})
+		t.Run(way.name+"/error unchanged", func(t *testing.T) {
+			_, err := c.InvokeService(callContext(t), invokeRequest("callee", "fail", commonv1.HTTPExtension_GET, ""))
+			st := status.Convert(err)
+			if st.Code() != codes.AlreadyExists || st.Message() != "there" || len(st.Details()) != 1 || st.Details()[0].(*errdetails.ErrorInfo).Reason != "R" {
+				t.Errorf("got %v %v", st, st.Details())
+			}
+		})
+		t.Run(way.name+"/deadline", func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			_, err := c.InvokeService(ctx, invokeRequest("callee", "hang", commonv1.HTTPExtension_GET, ""))
+			if status.Code(err) != codes.DeadlineExceeded {
+				t.Errorf("got %v, want DeadlineExceeded", err)
+			}
+		})
+	}
+}
+
+// TestHTTPCallerGRPCApp: an HTTP caller and a gRPC app.
+func TestHTTPCallerGRPCApp(t *testing.T) {
+	t.Parallel()
+	mesh := harness.NewMesh(t)
+	callee := mesh.Start(harness.Options{AppID: "callee", AppPort: serveCallbacks(t), Protocol: "grpc"})
+	caller := mesh.Start(harness.Options{AppID: "caller"})
+	mappings := map[codes.Code]int{codes.Canceled: 408, codes.Unknown: 500, codes.InvalidArgument: 400, codes.DeadlineExceeded: 504, codes.NotFound: 404, codes.AlreadyExists: 409,
+		codes.PermissionDenied: 403, codes.ResourceExhausted: 429, codes.FailedPrecondition: 400, codes.Aborted: 409, codes.OutOfRange: 400, codes.Unimplemented: 501,
+		codes.Internal: 500, codes.Unavailable: 503, codes.DataLoss: 500, codes.Unauthenticated: 401}
+	for _, way := range bothWays(callee, caller) {
+		t.Run(way.name+"/request", func(t *testing.T) {
+			_, body := harness.Do(t, "PUT", invokeURL(way.via, "callee", "a/b?q=1&q=2"), []byte("data"), "Content-Type", "text/x", "X-Multi", "1", "X-Multi", "2",
+				"Accept", "text/y", "Cookie", "c=1", "X-Data-Bin", "aGk=", "Authorization", "Bearer x", "User-Agent", "mine/1", "dapr-caller-app-id", "forged")
+			var got callbackSeen
+			if err := json.Unmarshal(body, &got); err != nil {
+				t.Fatalf("%v: %s", err, body)
+			}
+			if got.Method != "a/b" || got.Verb != "PUT" || got.Query != "q=1&q=2" || got.Type != "text/x" || got.Data != "data" {
+				t.Errorf("app saw %+v", got)
+			}
+			for name, want := range map[string]string{"x-multi": "1|2", "dapr-accept": "text/y", "dapr-cookie": "c=1", "dapr-content-type": "text/x", "authorization": "Bearer x",
+				"x-data-bin": "aGk=", "dapr-caller-app-id": way.via.AppID} {
+				if v := strings.Join(got.MD[name], "|"); v != want {
+					t.Errorf("app saw %s = %q, want %q", name, v, want)
+				}
+			}
+			if ua := first(got.MD, "user-agent"); !strings.HasPrefix(ua, "grpc-go/") {
+				t.Errorf("app saw user-agent %q, want gRPC's own", ua)
+			}
+			if got.MD["host"] != nil || got.MD["dapr-host"] != nil {
+				t.Errorf("app saw the Host header: %v", got.MD)
+			}
+		})
+		t.Run(way.name+"/unknown length", func(t *testing.T) {
+			_, body, err := fetch(t.Context(), "POST", invokeURL(way.via, "callee", "x"), io.MultiReader(strings.NewReader("chun"), strings.NewReader("ked")))
+			var got callbackSeen
+			if json.Unmarshal(body, &got); err != nil || got.Data != "chunked" {
+				t.Errorf("app saw %q, %v", got.Data, err)
+			}
+		})
+		t.Run(way.name+"/answers", func(t *testing.T) {
+			resp, body := harness.Do(t, "GET", invokeURL(way.via, "callee", "typed"), nil)
+			if resp.Header.Get("Content-Type") != "application/x-protobuf" || string(body) != "proto" {
+				t.Errorf("typed: %s %q", resp.Header.Get("Content-Type"), body)
+			}
+			resp, body = harness.Do(t, "GET", invokeURL(way.via, "callee", "untyped"), nil)
+			if resp.Header.Get("Content-Type") != "text/plain; charset=utf-8" || string(body) != "text" || resp.Header.Get("X-Head") != "h" || resp.Header.Get("X-Data-Bin") != "" {
+				t.Errorf("untyped: %v %q", resp.Header, body)
+			}
+		})
+		t.Run(way.name+"/error", func(t *testing.T) {
+			resp, body := harness.Do(t, "GET", invokeURL(way.via, "callee", "fail"), nil)
+			var got struct {
+				Code    int
+				Message string
+				Details []map[string]any
+			}
+			if err := json.Unmarshal(body, &got); err != nil {
+				t.Fatalf("%v: %s", err, body)
+			}
+			if resp.StatusCode != 409 || got.Code != int(codes.AlreadyExists) || got.Message != "there" || len(got.Details) != 1 || got.Details[0]["reason"] != "R" {
+				t.Errorf("got %d %s", resp.StatusCode, body)
+			}
+			if resp.Header.Get("Content-Type") != "text/plain; charset=utf-8" || resp.Header.Get("X-Head") != "h" {
+				t.Errorf("headers %v", resp.Header)
+			}
+		})
+		for code, want := range mappings {
+			resp, body := harness.Do(t, "POST", invokeURL(way.via, "callee", "code"), fmt.Append(nil, int(code)))
+			if resp.StatusCode != want || !strings.Contains(string(body), "as asked") {
+				t.Errorf("%s: %v became %d %s, want %d", way.name, code, resp.StatusCode, body, want)
+			}
+		}
+	}
+}
+
+// TestProxyMetadata: what travels beside a proxied call.
+func TestProxyMetadata(t *testing.T) {
+	t.Parallel()
+	app := &mirrorApp{}
+	mesh := harness.NewMesh(t)
+	callee := mesh.Start(harness.Options{AppID: "callee", AppPort: app.serve(t), Protocol: "grpc", Env: []string{"APP_API_TOKEN=app-secret"}})
+	caller := mesh.Start(harness.Options{AppID: "caller", Env: []string{"DAPR_API_TOKEN=api-secret"}})
+	for _, tt := range []struct {
+		name, target, key, value string
+		remote                   bool
+	}{
+		{"remote", caller.Target(), "dapr-app-id", "callee", true},
+		{"remote by callee id", caller.Target(), "dapr-callee-app-id", "callee", true},
+		{"local", callee.Target(), "dapr-app-id", "callee", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := dial(t, tt.target)
+			ctx := callContext(t, tt.key, tt.value, "x-mine", "1", "x-mine", "2", "x-in-bin", "\x00\xff", "dapr-api-token", "api-secret", "dapr-caller-app-id", "forged")
+			if _, err := c.UnaryCall(ctx, &grpc_testing.SimpleRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			md := app.last()
+			if !slices.Equal(md["x-mine"], []string{"1", "2"}) || first(md, "x-in-bin") != "\x00\xff" {
+				t.Errorf("app saw %v", md)
+			}
+			if !slices.Equal(md["dapr-api-token"], []string{"app-secret"}) {
+				t.Errorf("app saw token %q, want its own", md["dapr-api-token"])
+			}
+			if md["dapr-app-id"] != nil {
+				t.Errorf("app saw dapr-app-id %q", md["dapr-app-id"])
+			}
+			if slices.Contains(md["dapr-caller-app-id"], "forged") {
+				t.Errorf("app saw the forged caller %q", md["dapr-caller-app-id"])
+			}
+			if tt.remote && (!slices.Equal(md["dapr-caller-app-id"], []string{"caller"}) || !slices.Equal(md["dapr-callee-app-id"], []string{"callee"})) {
+				t.Errorf("app saw caller %q, callee %q", md["dapr-caller-app-id"], md["dapr-callee-app-id"])
+			}
+			if first(md, "content-type") != "application/grpc" {
+				t.Errorf("app saw content-type %q", md["content-type"])
+			}
+		})
+	}
+}
+
+// TestProxyContentType: the encoding of the messages is between caller and app.
+func TestProxyContentType(t *testing.T) {
+	t.Parallel()
+	app := &mirrorApp{}
+	mesh := harness.NewMesh(t)
+	mesh.Start(harness.Options{AppID: "callee", AppPort: app.serve(t), Protocol: "grpc"})
+	caller := mesh.Start(harness.Options{AppID: "caller"})
+	_, err := dial(t, caller.Target()).UnaryCall(callContext(t, "dapr-app-id", "callee"), &grpc_testing.SimpleRequest{}, grpc.CallContentSubtype("proto"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := first(app.last(), "content-type"); got != "application/grpc+proto" {
+		t.Errorf("app saw content-type %q, want the caller's application/grpc+proto", got)
+	}
+}
+
+// mirrorApp keeps the metadata of the last call, and tells when one ends early.
+type mirrorApp struct {
+	testApp
+	seen      chan metadata.MD
+	began     chan struct{}
+	cancelled chan struct{}
+}
+
+func (a *mirrorApp) serve(t *testing.T) int {
+	a.seen = make(chan metadata.MD, 16)
+	a.began, a.cancelled = make(chan struct{}, 16), make(chan struct{}, 16)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	grpc_testing.RegisterTestServiceServer(srv, a)
+	go srv.Serve(l)
+	t.Cleanup(srv.Stop)
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func (a *mirrorApp) last() metadata.MD { return <-a.seen }
+
+func (a *mirrorApp) UnaryCall(ctx context.Context, in *grpc_testing.SimpleRequest) (*grpc_testing.SimpleResponse, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	a.seen <- md
+	if in.GetFillUsername() { // means: hang
+		a.began <- struct{}{}
+		<-ctx.Done()
+		a.cancelled <- struct{}{}
+		return nil, ctx.Err()
+	}
+	return &grpc_testing.SimpleResponse{}, nil
+}
+
+func (a *mirrorApp) FullDuplexCall(ss grpc_testing.TestService_FullDuplexCallServer) error {
+	a.began <- struct{}{}
+	<-ss.Context().Done()
+	a.cancelled <- struct{}{}
+	return ss.Context().Err()
+}
+
+// TestProxyCancel: a gRPC app learns within about a second that its caller has gone or that
+// its time is up.
+func TestProxyCancel(t *testing.T) {
+	t.Parallel()
+	app := &mirrorApp{}
+	mesh := harness.NewMesh(t)
+	callee := mesh.Start(harness.Options{AppID: "callee", AppPort: app.serve(t), Protocol: "grpc"})
+	caller := mesh.Start(harness.Options{AppID: "caller"})
+	for _, way := range bothWays(callee, caller) {
+		c := dial(t, way.via.Target())
+		for _, deadline := range []bool{false, true} {
+			for _, stream := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s/deadline=%v/stream=%v", way.name, deadline, stream), func(t *testing.T) {
+					ctx, cancel := context.WithTimeout(callContext(t, "dapr-app-id", "callee"), map[bool]time.Duration{true: 300 * time.Millisecond, false: 10 * time.Second}[deadline])
+					defer cancel()
+					ended := make(chan error, 1)
+					go func() {
+						if !stream {
+							_, err := c.UnaryCall(ctx, &grpc_testing.SimpleRequest{FillUsername: true})
+							ended <- err
+							return
+						}
+						bs, err := c.FullDuplexCall(ctx)
+						if err == nil {
+							bs.Send(&grpc_testing.StreamingOutputCallRequest{})
+							_, err = bs.Recv()
+						}
+						ended <- err
+					}()
+					within(t, 5*time.Second, "the app gets the call", app.began)
+					want := codes.DeadlineExceeded
+					if !deadline {
+						cancel()
+						want = codes.Canceled
+					}
+					within(t, 1500*time.Millisecond, "the app's call is cancelled", app.cancelled)
+					if err := <-ended; status.Code(err) != want {
+						t.Errorf("the caller got %v, want %v", err, want)
+					}
+				})
+			}
+		}
+	}
+}
+
+// TestProxyFailures: what a gRPC caller learns when its call cannot be proxied.
+func TestProxyFailures(t *testing.T) {
+	t.Parallel()
+	mesh := harness.NewMesh(t)
+	mesh.Start(harness.Options{AppID: "web", AppPort: harness.Serve(t, http.HandlerFunc(echo))})
+	mesh.Start(harness.Options{AppID: "noapp"})
+	dead := harness.FreePort(t)
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", dead))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mesh.Start(harness.Options{AppID: "dead", AppPort: dead, Protocol: "grpc"})
+	l.Close()
+	mesh.Start(harness.Options{AppID: "bare", AppPort: serveCallbacks(t), Protocol: "grpc"})
+	caller := mesh.Start(harness.Options{AppID: "caller"})
+	c := dial(t, caller.Target())
+	for _, tt := range []struct {
+		name string
+		md   []string
+		code codes.Code
+		text string
+	}{
+		{"no target", nil, codes.Unknown, "cannot proxy request: missing dapr-callee-app-id or dapr-app-id metadata"},
+		{"unknown app", []string{"dapr-app-id", "ghost"}, codes.Unknown, "ghost"},
+		{"two dots", []string{"dapr-app-id", "a.b.c"}, codes.Unknown, "invalid app id a.b.c"},
+		{"app speaks HTTP", []string{"dapr-app-id", "web"}, codes.Unavailable, "--app-protocol"},
+		{"no app port", []string{"dapr-app-id", "noapp"}, codes.Unavailable, "app channel is not initialized"},
+		{"app is down", []string{"dapr-app-id", "dead"}, codes.Unavailable, "refused"},
+		{"app lacks the service", []string{"dapr-app-id", "bare"}, codes.Unimplemented, "unknown service"},
+		{"callee id wins", []string{"dapr-app-id", "ghost", "dapr-callee-app-id", "bare"}, codes.Unimplemented, "unknown service"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			start := time.Now()
+			_, err := c.UnaryCall(callContext(t, tt.md...), &grpc_testing.SimpleRequest{})
+			if st := status.Convert(err); st.Code() != tt.code || !strings.Contains(st.Message(), tt.text) {
+				t.Errorf("got %v, want %v with %q", st, tt.code, tt.text)
+			}
+			if took := time.Since(start); took > 3*time.Second {
+				t.Errorf("it took %v", took)
+			}
+		})
+	}
+}
+
+// TestProxyLargeStream: a stream's total has no limit, a message has.
+func TestProxyLargeStream(t *testing.T) {
+	t.Parallel()
+	mesh := harness.NewMesh(t)
+	callee := mesh.Start(harness.Options{AppID: "callee", AppPort: serveGRPC(t), Protocol: "grpc"})
+	caller := mesh.Start(harness.Options{AppID: "caller"})
+	c := dial(t, caller.Target())
+	cs, err := c.StreamingInputCall(callContext(t, "dapr-app-id", "callee"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 40 {
+		if err := cs.Send(&grpc_testing.StreamingInputCallRequest{Payload: &grpc_testing.Payload{Body: make([]byte, 1<<20)}}); err != nil {
+			break // CloseAndRecv tells why
+		}
+	}
+	if out, err := cs.CloseAndRecv(); err != nil || out.GetAggregatedPayloadSize() != 40<<20 {
+		t.Errorf("40 MiB up: %v, %v", out, err)
+	}
+	ps := make([]*grpc_testing.ResponseParameters, 40)
+	for i := range ps {
+		ps[i] = &grpc_testing.ResponseParameters{Size: 1 << 20}
+	}
+	ss, err := c.StreamingOutputCall(callContext(t, "dapr-app-id", "callee"), &grpc_testing.StreamingOutputCallRequest{ResponseParameters: ps})
+	if err != nil {
+		t.Fatal(err)
+	}
+	total := 0
+	for {
+		m, err := ss.Recv()
+		if err != nil {
+			if err != io.EOF || total != 40<<20 {
+				t.Errorf("40 MiB down: %d, %v", total, err)
+			}
+			break
+		}
+		total += len(m.GetPayload().GetBody())
+	}
+	_, err = c.UnaryCall(callContext(t, "dapr-app-id", "callee"), &grpc_testing.SimpleRequest{Payload: &grpc_testing.Payload{Body: make([]byte, 5<<20)}})
+	if status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a message of 5 MiB: %v, want ResourceExhausted", err)
+	}
+	for _, s := range []*harness.Sidecar{callee, caller} {
+		if peak := memory(t, s, "VmHWM"); peak > 100<<20 {
+			t.Errorf("sidecar %s took up to %d MiB", s.AppID, peak>>20)
+		}
+	}
+}
