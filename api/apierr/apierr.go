@@ -8,6 +8,7 @@ package apierr
 
 import (
 	"strconv"
+	"unicode/utf8"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -47,19 +48,21 @@ func (e *Error) Error() string { return e.Message }
 
 const domain = "dapr.io"
 
-// Status is the gRPC form.
+// Status is the gRPC form. Protobuf refuses text that is not UTF-8 and would drop the details
+// with it, so such bytes (an app's answer cut in the middle of a letter) become U+FFFD.
 func (e *Error) Status() *status.Status {
-	st := status.New(e.GRPC, e.Message)
+	st := status.New(e.GRPC, valid(e.Message))
 	if e.Info == "" {
 		return st
 	}
 	var details []protoadapt.MessageV1
 	if e.Resource != nil {
-		details = append(details, &errdetails.ResourceInfo{ResourceType: e.Resource.Type, ResourceName: e.Resource.Name, Owner: e.Resource.Owner, Description: e.Resource.Description})
+		details = append(details, &errdetails.ResourceInfo{ResourceType: valid(e.Resource.Type), ResourceName: valid(e.Resource.Name),
+			Owner: valid(e.Resource.Owner), Description: valid(e.Resource.Description)})
 	}
-	details = append(details, &errdetails.ErrorInfo{Reason: e.Info, Domain: domain, Metadata: e.Metadata})
+	details = append(details, &errdetails.ErrorInfo{Reason: e.Info, Domain: domain, Metadata: validMap(e.Metadata)})
 	if e.Field != nil {
-		details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: e.Field.Name, Description: e.Field.Description}}})
+		details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: valid(e.Field.Name), Description: valid(e.Field.Description)}}})
 	}
 	if e.Help != "" {
 		details = append(details, &errdetails.Help{Links: []*errdetails.Help_Link{{Url: e.Help}}})
@@ -69,6 +72,24 @@ func (e *Error) Status() *status.Status {
 		return st
 	}
 	return with
+}
+
+func valid(s string) string {
+	if utf8.ValidString(s) {
+		return s
+	}
+	return string([]rune(s)) // one U+FFFD for each bad byte, as in the JSON form
+}
+
+func validMap(m map[string]string) map[string]string {
+	if m == nil {
+		return nil
+	}
+	out := make(map[string]string, len(m))
+	for k, v := range m {
+		out[valid(k)] = valid(v)
+	}
+	return out
 }
 
 // GRPCStatus lets grpc-go find the status when an *Error is returned from a handler.
