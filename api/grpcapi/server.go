@@ -44,6 +44,8 @@ type Tracing interface {
 
 // Span is one call's span.
 type Span interface {
+	// Describe tells the span what a call with one decoded request is about.
+	Describe(req any)
 	Response() metadata.MD
 	End(code codes.Code)
 }
@@ -153,6 +155,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		if refused != nil {
 			err = refused
 		} else {
+			if span != nil {
+				span.Describe(req)
+			}
 			resp, err = guarded(func() (any, error) { return handler(ctx, req) })
 		}
 		if span != nil {

@@ -106,7 +106,7 @@ func (c *AppChannel) Deliver(ctx context.Context, e *pubsub.Event) (pubsub.Answe
 		return pubsub.Retry, err
 	}
 	start := time.Now()
-	out, err := c.callback.OnTopicEvent(c.outgoing(ctx, e.Metadata, e.TraceParent), in)
+	out, err := c.callback.OnTopicEvent(c.outgoing(ctx, e.Metadata, e.TraceParent, e.TraceBin), in)
 	c.observe("/dapr.proto.runtime.v1.AppCallback/OnTopicEvent", err, len(e.Data), 0, start)
 	if err == nil {
 		return answerOf(out.GetStatus()), nil
@@ -118,7 +118,7 @@ func (c *AppChannel) Deliver(ctx context.Context, e *pubsub.Event) (pubsub.Answe
 }
 
 // outgoing is the context of a delivery: broker metadata, trace and the app's token.
-func (c *AppChannel) outgoing(ctx context.Context, meta map[string]string, traceParent string) context.Context {
+func (c *AppChannel) outgoing(ctx context.Context, meta map[string]string, traceParent, traceBin string) context.Context {
 	md := make(metadata.MD, len(meta)+2)
 	for k, v := range meta {
 		if k = strings.ToLower(k); validKey(k) && !managed(k) {
@@ -127,6 +127,9 @@ func (c *AppChannel) outgoing(ctx context.Context, meta map[string]string, trace
 	}
 	if traceParent != "" {
 		md.Set("traceparent", traceParent)
+	}
+	if traceBin != "" {
+		md.Set("grpc-trace-bin", traceBin)
 	}
 	if c.o.Token != "" {
 		md.Set(tokenKey, c.o.Token)
@@ -158,7 +161,7 @@ func (c *AppChannel) DeliverBulk(ctx context.Context, b *pubsub.Batch) ([]pubsub
 		}
 		in.Entries = append(in.Entries, entry)
 	}
-	ctx = c.outgoing(ctx, b.Metadata, "")
+	ctx = c.outgoing(ctx, b.Metadata, "", "")
 	out, err := c.callback.OnBulkTopicEvent(ctx, in)
 	if status.Code(err) == codes.Unimplemented {
 		out, err = c.alpha.OnBulkTopicEventAlpha1(ctx, in)
@@ -202,7 +205,7 @@ func bulkEntry(e *pubsub.BatchEntry) (*runtimev1.TopicEventBulkRequestEntry, err
 
 // Subscriptions asks the app which topics it wants. An app without the callback wants none.
 func (c *AppChannel) Subscriptions(ctx context.Context) ([]pubsub.Subscription, error) {
-	out, err := c.callback.ListTopicSubscriptions(c.outgoing(ctx, nil, ""), &emptypb.Empty{})
+	out, err := c.callback.ListTopicSubscriptions(c.outgoing(ctx, nil, "", ""), &emptypb.Empty{})
 	if status.Code(err) == codes.Unimplemented {
 		return nil, nil
 	}

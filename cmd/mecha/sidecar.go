@@ -180,7 +180,7 @@ func buildSidecar(ctx context.Context, set *settings.Settings, log *slog.Logger)
 		return err
 	}
 	defer mw.close()
-	trace := &tracing{tracer: tracer, app: set.AppID}
+	trace := &tracing{tracer: tracer, app: set.AppID, host: set.APIHosts()[0], httpPort: set.HTTPPort, grpcPort: set.GRPCPort}
 	edges := &edges{set: set, config: config, log: log, metrics: metrics, tracing: trace, resources: resources, middleware: mw}
 	return host.Run(ctx, host.Options{Settings: set, Config: config, Resources: resources, Implicit: implicitComponents(), Backends: all,
 		Version: version, Log: log, Metrics: metrics, Tracer: tracer, Tracing: trace, Loaded: mw.infos(), Edges: edges})

@@ -24,10 +24,14 @@ const (
 // noTrace is what Dapr sends where tracing is not configured and the caller sent nothing.
 const noTrace = "00-00000000000000000000000000000000-0000000000000000-00"
 
-// tracing gives edges and invocation their spans.
+// tracing gives edges, invocation and messaging their spans. Spans of API requests are of
+// kind client, for the sidecar makes the call in the app's name; the callee's sidecar adds the
+// server's half, so that tools that draw services by such pairs draw app to app.
 type tracing struct {
-	tracer *telemetry.Tracer
-	app    string
+	tracer             *telemetry.Tracer
+	app                string
+	host               string // where the APIs listen, for attributes
+	httpPort, grpcPort int
 }
 
 // span is one request's span, on either wire. In mode Echo it repeats what came in.
@@ -44,7 +48,7 @@ func (t *tracing) start(ctx context.Context, parent telemetry.SpanContext, ok bo
 	if !ok && t.tracer.Mode() == telemetry.Echo {
 		return ctx, plainEcho
 	}
-	ctx, s := t.tracer.Start(ctx, parent, name, telemetry.Server)
+	ctx, s := t.tracer.Start(ctx, parent, name, telemetry.Client)
 	c := s.Context()
 	return ctx, &span{Span: s, parent: c.Traceparent(), state: c.State}
 }
@@ -70,13 +74,7 @@ func (t *tracing) HTTPBegin(ctx context.Context, method, path string, header cal
 		s = &echo
 	}
 	if s.Recording() {
-		s.SetAttr(telemetry.AttrAPI, method+" "+path)
-		s.SetAttr(telemetry.AttrProtocol, "http")
-		s.SetAttr(telemetry.AttrMethod, method)
-		s.SetAttr(telemetry.AttrURL, path)
-		for i := range header {
-			s.SetHeader(header[i].Name, header[i].Value)
-		}
+		t.describeHTTP(s.Span, method, path, header)
 	}
 	return ctx, httpSpan{s}, ""
 }
@@ -164,15 +162,9 @@ func (t *tracing) GRPCBegin(ctx context.Context, method string, md metadata.MD) 
 	parent, ok := telemetry.ParseGRPC(one(md, traceBin), one(md, traceParent), one(md, traceState))
 	ctx, s := t.start(ctx, parent, ok, method)
 	if s.Recording() {
-		s.SetAttr(telemetry.AttrAPI, method)
-		s.SetAttr(telemetry.AttrProtocol, "grpc")
-		for name, values := range md {
-			for _, v := range values {
-				s.SetHeader(name, v)
-			}
-		}
+		t.describeGRPC(s.Span, method, md)
 	}
-	return context.WithValue(ctx, spanKey{}, s), grpcSpan{s}, ""
+	return context.WithValue(ctx, spanKey{}, s), grpcSpan{s, method}, ""
 }
 
 func one(md metadata.MD, name string) string {
@@ -183,7 +175,10 @@ func one(md metadata.MD, name string) string {
 }
 
 // grpcSpan is a span towards gRPC callers.
-type grpcSpan struct{ *span }
+type grpcSpan struct {
+	*span
+	method string
+}
 
 // Response implements grpcapi.Span.
 func (s grpcSpan) Response() metadata.MD {

@@ -46,9 +46,15 @@ type Options struct {
 	Metrics   *telemetry.Metrics
 	Tracer    *telemetry.Tracer
 	Edges     Edges
-	Tracing   invoke.Tracing // of calls that arrive; may be nil
+	Tracing   Tracing // may be nil
 	// Loaded lists components that an edge opened itself (HTTP middleware), for metadata.
 	Loaded []catalog.Info
+}
+
+// Tracing starts the spans that no edge starts: of calls that arrive and of messages.
+type Tracing interface {
+	invoke.Tracing
+	pubsub.Tracing
 }
 
 // Edges are the ways in and out, implemented by the packages of api.
@@ -242,7 +248,7 @@ func (h *Sidecar) buildServices(l Listeners) error {
 	inv := invoke.New(invoke.Options{Self: h.self, HostIP: h.s.HostAddress(), HostName: hostName, Local: h.app,
 		Peers: h.o.Edges.Peers(), External: h.o.Edges.External(), Registry: h.registry, Endpoints: h.endpoints(),
 		Record: invokeRecorder{h.o.Metrics}, Tracing: h.o.Tracing, Log: h.log, ChainOut: chainOut, ChainIn: chainIn})
-	ps := pubsub.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.subscription"), Recorder: h.o.Metrics,
+	ps := pubsub.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.subscription"), Recorder: h.o.Metrics, Tracing: h.o.Tracing,
 		Inbound: func(component string) *call.Target {
 			t := &call.Target{Kind: call.Deliver, Direction: call.Inbound, Name: component, Namespace: h.self.Namespace}
 			t.SetChain(chainIn(t))

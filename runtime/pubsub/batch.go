@@ -177,7 +177,9 @@ func (c *consumer) deliverBatch(ctx context.Context, path string, pending []*ite
 	desc := call.Desc{Op: "bulkDeliver", Resource: topic, Safety: call.Idempotent}
 	_, err := call.Do(ctx, c.inbound, desc, func(ctx context.Context) (struct{}, error) {
 		start := time.Now()
+		end := c.s.traceBatch(ctx, topic, pending)
 		answers, err := c.onceBatch(ctx, path, pending)
+		end(answers, err)
 		if rec := c.s.opts.Recorder; rec != nil {
 			rec.PubSubBulkIngress(topic, time.Since(start))
 		}

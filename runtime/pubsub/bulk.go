@@ -53,20 +53,25 @@ func (s *Service) BulkPublish(ctx context.Context, r BulkRequest) ([]FailedEntry
 		return nil, err
 	}
 	rules := s.rulesOf(h)
+	var errs []error // outcome of the last attempt per entry; nil before the first
+	if !raw {
+		end := s.traceEntries(ctx, &r)
+		defer func() { end(errs, err) }()
+	}
 	msgs := make([]block.Message, len(r.Entries))
 	for i := range r.Entries {
 		if msgs[i], err = s.message(rules, r.single(i), raw); err != nil {
 			return nil, err
 		}
 	}
-	if err := s.checkPublish(rules, r.Topic); err != nil {
+	if err = s.checkPublish(rules, r.Topic); err != nil {
 		return nil, err
 	}
 	if len(msgs) == 0 {
 		return nil, nil
 	}
 	start := time.Now()
-	errs := make([]error, len(msgs)) // outcome of the last attempt per entry
+	errs = make([]error, len(msgs))
 	pending := make([]int, len(msgs))
 	for i := range pending {
 		pending[i] = i

@@ -145,23 +145,28 @@ func (c *consumer) deliver(ctx context.Context, j *job, a *arrival, path string)
 		attempt := max(j.Attempt, 1) + j.tries
 		j.tries++
 		start := time.Now()
-		answer, err := c.once(ctx, a, path, attempt)
+		trace, span := c.s.delivery(ctx, topic, a)
+		answer, err := c.once(ctx, a, path, attempt, trace)
 		if err == nil && answer == Retry {
 			err = fault.New("pubsub.deliver", fault.Unavailable, "the app asked to send event %s of topic %s again", a.Position, topic)
 		}
 		c.count(answer, err, time.Since(start))
+		if span != nil {
+			span.End(err)
+		}
 		return answer, err
 	})
 }
 
-func (c *consumer) once(ctx context.Context, a *arrival, path string, attempt int) (Answer, error) {
+func (c *consumer) once(ctx context.Context, a *arrival, path string, attempt int, trace Trace) (Answer, error) {
 	if c.sink == nil {
-		return c.deliverHTTP(ctx, a, path, attempt)
+		return c.deliverHTTP(ctx, a, path, attempt, trace)
 	}
 	e, err := a.decoded(&c.route.sub, path, attempt)
 	if err != nil {
 		return Retry, err
 	}
+	e.TraceParent, e.TraceBin = trace.Parent, trace.Bin
 	return c.sink.Deliver(ctx, e)
 }
 

@@ -30,7 +30,7 @@ const (
 const zeroTrace = "00-00000000000000000000000000000000-0000000000000000-00"
 
 // deliverHTTP posts one event to the app and reads its answer.
-func (c *consumer) deliverHTTP(ctx context.Context, a *arrival, path string, attempt int) (Answer, error) {
+func (c *consumer) deliverHTTP(ctx context.Context, a *arrival, path string, attempt int, trace Trace) (Answer, error) {
 	req := c.post(path, cloudEventType, a.body)
 	req.Header = make(call.Fields, 0, len(a.Metadata)+4)
 	for name, value := range a.Metadata {
@@ -41,11 +41,11 @@ func (c *consumer) deliverHTTP(ctx context.Context, a *arrival, path string, att
 	req.Header.Add("pubsubName", c.route.sub.PubSub)
 	req.Header.Add(AttemptHeader, strconv.Itoa(attempt))
 	if a.hasTrace {
-		trace := a.traceParent
-		if !isTraceParent(trace) {
-			trace = zeroTrace
+		parent := trace.Parent
+		if !isTraceParent(parent) {
+			parent = zeroTrace
 		}
-		req.Header.Add("traceparent", trace)
+		req.Header.Add("traceparent", parent)
 	}
 	status, body, err := c.exchange(ctx, req, maxAnswer)
 	switch {

@@ -47,9 +47,10 @@ type Event struct {
 	Extensions map[string]any
 	// Metadata is the broker's, with pubsubName and AttemptHeader.
 	Metadata map[string]string
-	// TraceParent is the event's trace context; empty when it has none.
-	TraceParent string
-	Attempt     int // from 1
+	// TraceParent is the trace context of the delivery, or of the event if deliveries have no
+	// spans; empty when it has none. TraceBin is the same as grpc-trace-bin, if known.
+	TraceParent, TraceBin string
+	Attempt               int // from 1
 }
 
 // Batch is several events for one route. EntryIDs are new with every delivery.

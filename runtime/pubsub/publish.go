@@ -13,8 +13,12 @@ import (
 	"github.com/mecha-project/mecha/runtime/catalog"
 )
 
-// Trace is the W3C trace context of a publish: headers as text, empty when there is none.
-type Trace struct{ Parent, State string }
+// Trace is the W3C trace context of a publish or of a delivery: headers as text, empty when
+// there is none.
+type Trace struct {
+	Parent, State string
+	Bin           string // the value of grpc-trace-bin, for gRPC apps; empty where it is not known
+}
 
 // PublishRequest is one message to publish.
 type PublishRequest struct {

@@ -98,6 +98,8 @@ type Options struct {
 	Log *slog.Logger
 	// Recorder may be nil.
 	Recorder Recorder
+	// Tracing may be nil: events then show the trace context they were published with.
+	Tracing Tracing
 	// MaxInFlight bounds the messages of one subscription being worked on; 0 means 64. A
 	// subscription's metadata entry maxInFlight overrides it.
 	MaxInFlight int
