@@ -299,6 +299,8 @@ func (s *Server) ListJobs(context.Context, *runtimev1.ListJobsRequest) (*runtime
 }
 
 // ConverseAlpha1 is refused.
+//
+//lint:ignore SA1019 the call is deprecated and part of the API all the same
 func (s *Server) ConverseAlpha1(context.Context, *runtimev1.ConversationRequest) (*runtimev1.ConversationResponse, error) {
 	return nil, noConversation
 }

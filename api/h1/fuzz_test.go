@@ -126,6 +126,8 @@ func FuzzChunks(f *testing.F) {
 }
 
 // decode reads a chunked body with reads of the given size, and what follows it.
+//
+//lint:ignore ST1008 data and rest are what is read before and after the error
 func decode(src io.Reader, size int) (data []byte, err error, rest []byte) {
 	rd := &reader{src: src}
 	rd.acquire()

@@ -123,7 +123,8 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 			return nil
 		}
 		var ne net.Error
-		if !errors.As(err, &ne) || !ne.Temporary() { //nolint:staticcheck // Temporary is what tells a lack of descriptors from a dead listener
+		//lint:ignore SA1019 it is what tells a lack of descriptors from a dead listener
+		if !errors.As(err, &ne) || !ne.Temporary() {
 			_ = s.Close()
 			return fault.Wrap(opServe, fault.Unavailable, err)
 		}

@@ -36,7 +36,7 @@ type sample struct {
 	Small    int8    `yaml:"small"`
 	Rate     float64 `yaml:"rate"`
 	Hidden   string  `yaml:"-"`
-	private  string
+	_        string
 	validate func() error
 }
 
@@ -160,7 +160,7 @@ func TestDecodeDoesNotShowSecrets(t *testing.T) {
 	}
 }
 
-type oddSecret struct{ n int }
+type oddSecret struct{}
 
 func (o *oddSecret) UnmarshalText(b []byte) error { return errors.New("bad: " + string(b)) }
 

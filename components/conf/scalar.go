@@ -20,9 +20,9 @@ func (f *field) set(v reflect.Value, text string) error {
 		}
 		return err
 	}
-	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
+	if _, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
 		fresh := reflect.New(t)
-		u = fresh.Interface().(encoding.TextUnmarshaler)
+		u := fresh.Interface().(encoding.TextUnmarshaler)
 		if err := u.UnmarshalText([]byte(text)); err != nil {
 			return err
 		}

@@ -22,7 +22,6 @@ import (
 // journal is an app that writes down what it gets and answers as the test says.
 type journal struct {
 	mu     sync.Mutex
-	start  time.Time
 	got    []string
 	answer func(data string, attempt string) (*call.Response, error)
 }

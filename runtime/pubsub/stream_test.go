@@ -134,8 +134,14 @@ func TestStreamSameID(t *testing.T) {
 		b.put(event("t", "", "same"))
 		synctest.Wait()
 		log := b.record()
-		if !c.stream.Answer("same", pubsub.Success) || !c.stream.Answer("same", pubsub.Success) || c.stream.Answer("same", pubsub.Success) {
-			t.Error("two events with one id take two answers")
+		taken := 0
+		for range 3 {
+			if c.stream.Answer("same", pubsub.Success) {
+				taken++
+			}
+		}
+		if taken != 2 {
+			t.Errorf("two events with one id took %d answers, want 2", taken)
 		}
 		synctest.Wait()
 		if len(log()) != 2 {

@@ -13,6 +13,7 @@ import (
 	"github.com/mecha-project/mecha/components/fault"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	//lint:ignore SA1019 Zipkin is part of Dapr's configuration for as long as its exporter exists
 	"go.opentelemetry.io/otel/exporters/zipkin"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 )

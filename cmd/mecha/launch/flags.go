@@ -19,13 +19,13 @@ type Flags struct {
 	set *pflag.FlagSet
 	app App
 
-	runFile                 string
-	apiLogging              bool
-	placement, scheduler    string
-	logAsJSON               bool
-	kubernetes, ignoredBool bool
-	ignored                 string
-	grace                   time.Duration
+	runFile              string
+	apiLogging           bool
+	placement, scheduler string
+	logAsJSON            bool
+	kubernetes           bool
+	ignored              string
+	grace                time.Duration
 }
 
 // inRunFile are the flags that mean something together with --run-file.
