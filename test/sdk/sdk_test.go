@@ -32,6 +32,7 @@ type language struct {
 var languages = []language{
 	{"go", func(dir string) []string { return []string{filepath.Join(dir, "scenario")} }, map[string]int{"open": 75, "locked": 5}, false},
 	{"js", func(string) []string { return []string{"node", "main.js"} }, map[string]int{"open": 120, "locked": 8}, true},
+	{"python", func(string) []string { return []string{"venv/bin/python", "main.py"} }, map[string]int{"open": 74, "locked": 6}, false},
 }
 
 // TestSDKs walks each SDK through the scenario, first between two apps ("open"), then through a
