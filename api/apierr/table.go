@@ -140,8 +140,11 @@ func Invoke(target string, err error) *Error {
 	if fault.Of(err) == fault.Denied {
 		row = DirectInvokeDenied
 	}
-	if fault.Of(err) == fault.Deadline {
+	switch fault.Of(err) {
+	case fault.Deadline:
 		row.GRPC = codes.DeadlineExceeded
+	case fault.TooLarge:
+		row.GRPC = codes.ResourceExhausted
 	}
 	return row.Because("failed to invoke, id: " + target + ", err: " + err.Error())
 }

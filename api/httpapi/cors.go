@@ -1,7 +1,9 @@
 package httpapi
 
 import (
+	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/mecha-project/mecha/runtime/call"
 )
@@ -9,6 +11,7 @@ import (
 // cors handles a preflight and decorates other answers; it reports whether the request was
 // answered. With no configured origins none of this runs.
 func (s *Server) cors(r *Request) bool {
+	r.vary = true
 	origin := r.Header.Get("Origin")
 	asked := r.Header.Get("Access-Control-Request-Method")
 	allowed := origin != "" && s.originAllowed(origin)
@@ -18,7 +21,7 @@ func (s *Server) cors(r *Request) bool {
 			fields.Add("Access-Control-Allow-Origin", s.allowOrigin(origin))
 			fields.Add("Access-Control-Allow-Methods", asked)
 			if h := r.Header.Get("Access-Control-Request-Headers"); h != "" {
-				fields.Add("Access-Control-Allow-Headers", h)
+				fields.Add("Access-Control-Allow-Headers", canonicalList(h))
 			}
 		}
 		r.Respond(200, fields, nil)
@@ -28,6 +31,15 @@ func (s *Server) cors(r *Request) bool {
 		r.cors = s.allowOrigin(origin)
 	}
 	return false
+}
+
+// canonicalList writes a list of header names in canonical case.
+func canonicalList(names string) string {
+	parts := strings.Split(names, ",")
+	for i, p := range parts {
+		parts[i] = http.CanonicalHeaderKey(strings.TrimSpace(p))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func (s *Server) originAllowed(origin string) bool {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mecha-project/mecha/api/apierr"
+	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/call"
 )
 
@@ -37,6 +38,7 @@ type Request struct {
 	incoming Filter      // of the request body
 	outgoing Filter      // of the response body
 	added    call.Fields // response headers from middleware
+	vary     bool        // CORS is on: answers depend on the origin
 	cors     string      // value of Access-Control-Allow-Origin; empty: not sent
 }
 
@@ -65,7 +67,7 @@ func (r *Request) Context() context.Context {
 }
 
 // health reports a probe of the sidecar's own health.
-func (r *Request) health() bool { return isTokenless(r.Path) }
+func (r *Request) health() bool { return isHealth(r.Path) }
 
 // Body reads the whole request body. The bytes are valid until the request is answered.
 func (r *Request) Body() ([]byte, error) {
@@ -77,6 +79,9 @@ func (r *Request) Body() ([]byte, error) {
 		limit = 1<<62 - 1
 	}
 	b, err := r.x.ReadBody(limit)
+	if fault.Of(err) == fault.TooLarge {
+		return nil, errTooLarge(limit)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +158,7 @@ func (r *Request) Respond(status int, fields call.Fields, body []byte) {
 // decorate adds what every answer carries.
 func (r *Request) decorate(fields call.Fields) call.Fields {
 	fields = append(fields, r.added...)
-	if r.s != nil && len(r.s.o.Origins) > 0 && fields.Get("Vary") == "" {
+	if r.vary && fields.Get("Vary") == "" {
 		fields = append(fields, call.Field{Name: "Vary", Value: "Origin"})
 	}
 	if r.cors != "" {

@@ -286,4 +286,9 @@ func errTooLarge(limit int64) error {
 	return e
 }
 
-func isTokenless(path string) bool { return strings.HasPrefix(path, "/v1.0/healthz") }
+// isHealth reports the paths of the health routes, exactly: they need no token, and anything
+// else below them may be a call to an app.
+func isHealth(path string) bool {
+	rest, ok := strings.CutPrefix(path, "/v1.0/healthz")
+	return ok && (rest == "" || rest == "/" || rest == "/outbound" || rest == "/outbound/")
+}
