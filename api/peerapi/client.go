@@ -102,6 +102,7 @@ func finishWhole(resp *call.Response, data, trailer []byte) error {
 type upload struct {
 	src    io.ReadCloser
 	done   chan struct{}
+	over   atomic.Bool           // the call has ended: what the body says from now on is no reason
 	failed atomic.Pointer[error] // the body's own error: the caller broke off
 }
 
@@ -120,7 +121,9 @@ func startUpload(st *link.Stream, req *call.Request) *upload {
 			_ = st.CloseWrite(tail) // its failure shows at the answer
 		case errors.Is(err, link.ErrStopped):
 		default:
-			u.failed.Store(&err)
+			if !u.over.Load() {
+				u.failed.Store(&err)
+			}
 			st.Reset(fault.Canceled, "the request body broke off: "+err.Error())
 		}
 		src.Close()
@@ -133,6 +136,7 @@ func (u *upload) fail(st *link.Stream) {
 	if u == nil {
 		return
 	}
+	u.over.Store(true)
 	st.Reset(fault.Canceled, "the call failed")
 	u.src.Close()
 	<-u.done

@@ -200,11 +200,14 @@ type responder struct {
 
 // Respond implements call.Responder.
 func (r *responder) Respond(ctx context.Context, resp *call.Response) error {
+	if resp.Upgrade != nil {
+		return fault.New("peerapi.Respond", fault.Unsupported, "the app answered 101 Switching Protocols, which a call between sidecars cannot carry")
+	}
 	r.begun = true
 	buf := takeHead()
 	defer giveHead(buf)
 	*buf = appendResponse((*buf)[:0], resp)
-	if resp.Stream == nil && resp.Upgrade == nil {
+	if resp.Stream == nil {
 		var trailer []byte
 		if resp.Trailer != nil {
 			trailer = appendTrailer(nil, resp.Trailer())
