@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -154,17 +155,16 @@ func (t *tracing) GRPCBegin(ctx context.Context, method string, md metadata.MD) 
 	if t.tracer.Mode() == telemetry.Off {
 		return ctx, nil, ""
 	}
-	if bag := one(md, baggage); bag != "" {
-		if err := telemetry.CheckBaggage(bag); err != nil {
-			return ctx, nil, err.Error()
-		}
+	bag := one(md, baggage)
+	if err := telemetry.CheckBaggage(bag); err != nil {
+		return ctx, nil, err.Error()
 	}
 	parent, ok := telemetry.ParseGRPC(one(md, traceBin), one(md, traceParent), one(md, traceState))
 	ctx, s := t.start(ctx, parent, ok, method)
 	if s.Recording() {
 		t.describeGRPC(s.Span, method, md)
 	}
-	return context.WithValue(ctx, spanKey{}, s), grpcSpan{s, method}, ""
+	return context.WithValue(ctx, spanKey{}, s), grpcSpan{s, method, bag}, ""
 }
 
 func one(md metadata.MD, name string) string {
@@ -177,16 +177,29 @@ func one(md metadata.MD, name string) string {
 // grpcSpan is a span towards gRPC callers.
 type grpcSpan struct {
 	*span
-	method string
+	method  string
+	baggage string
 }
 
-// Response implements grpcapi.Span.
+const (
+	daprMethods   = "/dapr.proto."
+	invokeService = "/dapr.proto.runtime.v1.Dapr/InvokeService"
+)
+
+// Response implements grpcapi.Span. Dapr's own methods but InvokeService answer the binary
+// form only.
 func (s grpcSpan) Response() metadata.MD {
-	c := s.Context()
-	if !c.Valid() {
-		return nil
+	var md metadata.MD
+	if c := s.Context(); c.Valid() {
+		md = metadata.Pairs(traceBin, string(c.AppendTraceBin(nil)))
+		if s.method == invokeService || !strings.HasPrefix(s.method, daprMethods) {
+			md.Set(traceParent, s.parent)
+		}
 	}
-	return metadata.Pairs(traceBin, string(c.AppendTraceBin(nil)), traceParent, s.parent)
+	if s.baggage != "" {
+		md = metadata.Join(md, metadata.Pairs(baggage, s.baggage))
+	}
+	return md
 }
 
 // End implements grpcapi.Span.
@@ -216,20 +229,28 @@ func (t *tracing) Arrived(ctx context.Context, req *call.Request) (context.Conte
 	parent, _ := telemetry.ParseTrace(req.Header.Get(traceParent), req.Header.Get(traceState))
 	ctx, s := t.tracer.Start(ctx, parent, "CallLocal", telemetry.Server)
 	if s.Recording() {
-		s.SetName(telemetry.CallLocalName(t.app, req.Path))
+		name := req.Path // a proxied call keeps its full method
+		if req.Protocol != call.GRPC {
+			name = telemetry.CallLocalName(t.app, req.Path)
+		}
+		s.SetName(name)
 		s.SetAttr(telemetry.AttrRPCService, telemetry.InvocationMarker)
 		s.SetAttr(telemetry.AttrPeer, t.app)
 	}
 	out := &span{Span: s, parent: s.Context().Traceparent(), state: s.Context().State}
 	req.Header = out.inject(req.Header, req.Protocol != call.HTTP)
-	return ctx, arrived{s}
+	return ctx, arrived{s, req.Protocol}
 }
 
-type arrived struct{ telemetry.Span }
+type arrived struct {
+	telemetry.Span
+	protocol call.Protocol
+}
 
-// End implements invoke.Span.
+// End implements invoke.Span. A proxied call's own status is in its trailer, which only its
+// two ends read.
 func (a arrived) End(status int, err error) {
-	if err != nil {
+	if err != nil || a.protocol == call.GRPC {
 		a.Span.End(err)
 		return
 	}

@@ -87,7 +87,7 @@ func (t *tracing) describeGRPC(s telemetry.Span, method string, md metadata.MD) 
 			s.SetHeader(name, v)
 		}
 	}
-	if strings.HasPrefix(method, "/dapr.proto.") {
+	if strings.HasPrefix(method, daprMethods) {
 		return
 	}
 	target := one(md, "dapr-callee-app-id")
