@@ -55,9 +55,11 @@ func measureCells(f *fleet, rep *report) error {
 		}
 	}
 	if f.o.profile != "" {
-		return profileCells(f, ready, load)
+		if err := profileCells(f, ready, load); err != nil {
+			return err
+		}
 	}
-	return nil
+	return rep.weigh(f)
 }
 
 // prepared is a cell whose processes run and have answered.
@@ -154,24 +156,31 @@ func (p *prepared) measure(load *part, d time.Duration) (*sample, float64, error
 	return got, allocs / float64(got.Total), nil
 }
 
-// profileCells runs each cell once more, outside of the figures, and writes a CPU profile of
-// each of its sidecars.
+// profiles are fetched of every sidecar while a cell runs: processor time, and what was
+// allocated meanwhile.
+var profiles = []string{"profile", "allocs"}
+
+// profileCells runs each cell once more, outside of the figures, and writes the profiles of
+// its sidecars.
 func profileCells(f *fleet, ready []*prepared, load *part) error {
 	if err := os.MkdirAll(f.o.profile, 0o755); err != nil {
 		return err
 	}
 	seconds := max(1, int(f.o.duration/time.Second))
 	for _, p := range ready {
-		done := make(chan error, len(p.sidecars))
+		n := len(p.sidecars) * len(profiles)
+		done := make(chan error, n)
 		for _, s := range p.sidecars {
-			name := strings.ReplaceAll(p.id(), "/", "-") + "." + s.name + ".pprof"
-			url := fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", s.profiler, seconds)
-			go func() { done <- download(url, filepath.Join(f.o.profile, name)) }()
+			for _, kind := range profiles {
+				name := strings.ReplaceAll(p.id(), "/", "-") + "." + s.name + "." + kind + ".pprof"
+				url := fmt.Sprintf("http://%s/debug/pprof/%s?seconds=%d", s.profiler, kind, seconds)
+				go func() { done <- download(url, filepath.Join(f.o.profile, name)) }()
+			}
 		}
 		j := *p.job
 		j.Warm, j.Window = 0, time.Duration(seconds)*time.Second+200*time.Millisecond
 		_, err := load.run(&j)
-		for range p.sidecars {
+		for range n {
 			err = errors.Join(err, <-done)
 		}
 		if err != nil {

@@ -26,6 +26,7 @@ type fleet struct {
 
 	roles    map[string]*part
 	sidecars map[string]*sidecar
+	order    []string // of the sidecars' starts
 	running  []*process
 }
 
@@ -219,6 +220,7 @@ func (f *fleet) sidecar(spec sidecarSpec) (*sidecar, error) {
 		f.sidecars = map[string]*sidecar{}
 	}
 	f.sidecars[spec.name] = s
+	f.order = append(f.order, spec.name)
 	return s, nil
 }
 

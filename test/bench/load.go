@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,9 +31,10 @@ type job struct {
 	Body  []byte `json:"body"`
 	Reply int    `json:"reply"` // least length of a right answer's body
 
-	Warm   time.Duration  `json:"warm"`
-	Window time.Duration  `json:"window"`
-	Watch  map[string]int `json:"watch"` // processes whose time is taken, by name
+	Warm     time.Duration  `json:"warm"`
+	Window   time.Duration  `json:"window"`
+	Patience time.Duration  `json:"patience,omitempty"` // how long it may take beyond that; 0: patience
+	Watch    map[string]int `json:"watch"`              // processes whose time is taken, by name
 }
 
 // The kinds of job.
@@ -80,7 +82,7 @@ func playLoad(in *json.Decoder, out *json.Encoder, m *mailbox) int {
 	}
 }
 
-// patience is how long a job may take beyond its own time.
+// patience is how long a job may take beyond its own time unless it says otherwise.
 const patience = 5 * time.Second
 
 // The phases of a job.
@@ -94,9 +96,8 @@ const (
 func runJob(j *job, m *mailbox) (sample, error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	over := time.AfterFunc(j.Warm+j.Window+patience, func() {
-		cancel(fmt.Errorf("no answer for %v", patience))
-	})
+	wait := cmp.Or(j.Patience, patience)
+	over := time.AfterFunc(j.Warm+j.Window+wait, func() { cancel(fmt.Errorf("no answer for %v", wait)) })
 	defer over.Stop()
 	callers, err := newCallers(ctx, j, m)
 	if err != nil {
@@ -104,11 +105,13 @@ func runJob(j *job, m *mailbox) (sample, error) {
 	}
 	var phase atomic.Int32
 	tallies := make([]tally, len(callers))
+	failed := make(chan error, len(callers))
 	var all sync.WaitGroup
 	for i, c := range callers {
 		all.Go(func() {
 			defer c.close()
 			if err := tallies[i].loop(ctx, c, &phase); err != nil {
+				failed <- err
 				cancel(err)
 			}
 		})
@@ -121,7 +124,12 @@ func runJob(j *job, m *mailbox) (sample, error) {
 	phase.Store(finished)
 	after, err2 := takeClocks(j.Watch)
 	all.Wait()
-	if err := errors.Join(context.Cause(ctx), err, err2); err != nil {
+	select {
+	case err := <-failed: // the first says what it was about, the others follow from it
+		return sample{}, err
+	default:
+	}
+	if err := errors.Join(err, err2); err != nil {
 		return sample{}, err
 	}
 	s.settle(before, after)

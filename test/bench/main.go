@@ -76,7 +76,7 @@ func parseFlags(args []string) (*options, error) {
 	fs.IntVar(&o.reps, "reps", 5, "repetitions of each cell; the table shows medians")
 	fs.IntVar(&o.starts, "starts", 20, "starts for the time from exec to healthy")
 	fs.StringVar(&o.json, "json", "", "also write every repetition to this `file`")
-	fs.StringVar(&o.profile, "profile", "", "afterwards run each cell once more and write CPU profiles of its sidecars, of -duration, to this `folder`")
+	fs.StringVar(&o.profile, "profile", "", "afterwards run each cell once more, for -duration, and write CPU and allocation profiles of its sidecars to this `folder`")
 	fs.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the random order")
 	fs.BoolVar(&o.keep, "keep", false, "keep the temporary folder with the logs of all processes")
 	if err := fs.Parse(args); err != nil {
@@ -122,6 +122,9 @@ func run(ctx context.Context, o *options) error {
 	}
 	if o.mecha, err = filepath.Abs(o.mecha); err != nil {
 		return err
+	}
+	if _, err := os.Stat(o.mecha); err != nil {
+		return fmt.Errorf("-mecha: %w; build it, or leave the flag out", err)
 	}
 	f := &fleet{ctx: ctx, o: o, dir: dir}
 	defer f.stop()

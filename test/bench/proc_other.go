@@ -4,12 +4,13 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os/exec"
 	"runtime"
 	"time"
 )
 
-var errSystem = errors.New("the benchmark reads processor time and memory from Linux's /proc; " + runtime.GOOS + " has none, run it on Linux")
+var errSystem = fmt.Errorf("%w: the benchmark reads processor time and memory from /proc, run it on Linux, not on %s", errors.ErrUnsupported, runtime.GOOS)
 
 func canMeasure() error                     { return errSystem }
 func cpuTime(int) (time.Duration, error)    { return 0, errSystem }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -22,6 +23,14 @@ type report struct {
 	Idle     *idleFigures  `json:"idle,omitempty"`
 	Start    *startFigures `json:"start,omitempty"`
 	Cells    []*result     `json:"cells"`
+	After    []weight      `json:"after"`
+}
+
+// weight is the memory of a process after all cells have run.
+type weight struct {
+	Process   string `json:"process"`
+	Anonymous int64  `json:"anonymous_bytes"`
+	PSS       int64  `json:"pss_bytes"`
 }
 
 // result is one cell.
@@ -31,6 +40,26 @@ type result struct {
 	Error  string    `json:"error,omitempty"`
 	Reps   []sample  `json:"reps"`
 	Allocs []float64 `json:"allocs"` // objects per request in the sidecars, of each repetition
+}
+
+// weigh takes the memory of the sidecars, and of their embedded nodes, as the cells left it.
+func (r *report) weigh(f *fleet) error {
+	for _, name := range f.order {
+		s := f.sidecars[name]
+		pids := map[string]int{name: s.pid()}
+		if s.node != 0 {
+			pids["node of "+name] = s.node
+		}
+		for _, what := range slices.Sorted(maps.Keys(pids)) {
+			w := weight{Process: what}
+			var err error
+			if w.Anonymous, w.PSS, err = memory(pids[what]); err != nil {
+				return fmt.Errorf("memory of %s: %w", what, err)
+			}
+			r.After = append(r.After, w)
+		}
+	}
+	return nil
 }
 
 func newReport(o *options) *report {
@@ -75,6 +104,7 @@ func (r *report) write(w io.Writer, file string) error {
 	r.printHead(&b)
 	r.printLone(&b)
 	r.printCells(&b)
+	r.printWeights(&b)
 	if _, err := io.WriteString(w, b.String()); err != nil || file == "" {
 		return err
 	}
@@ -146,6 +176,18 @@ func (r *report) printCells(b *strings.Builder) {
 			fmt.Fprintf(b, "- FAILED %s: %s\n", c.ID, c.Error)
 		}
 	}
+}
+
+func (r *report) printWeights(b *strings.Builder) {
+	if len(r.After) == 0 {
+		return
+	}
+	b.WriteString("### Memory after the requests\n\nAll run the same binary, so its pages are shared in the PSS.\n\n" +
+		"| process | anonymous, MiB | PSS, MiB |\n|---|---:|---:|\n")
+	for _, w := range r.After {
+		fmt.Fprintf(b, "| %s | %s | %s |\n", w.Process, figure(float64(w.Anonymous)/(1<<20)), figure(float64(w.PSS)/(1<<20)))
+	}
+	b.WriteString("\n")
 }
 
 func (r *report) printCell(b *strings.Builder, c *result) {
