@@ -64,7 +64,7 @@ func measure(b *testing.B, pid string, callers int, op func()) {
 
 func BenchmarkEmbeddedState(b *testing.B) {
 	for _, durability := range []string{"os", "strict"} {
-		dir := b.TempDir()
+		dir := nodeDir(b)
 		s := embeddedState(b, dir, "statestore", "durability", durability)
 		ctx := context.Background()
 		value := make([]byte, 1024)
@@ -95,7 +95,7 @@ func BenchmarkEmbeddedState(b *testing.B) {
 func BenchmarkEmbeddedPublishDeliver(b *testing.B) {
 	for _, callers := range []int{1, 32} {
 		b.Run(strconv.Itoa(callers), func(b *testing.B) {
-			dir := b.TempDir()
+			dir := nodeDir(b)
 			p := embeddedPubSub(b, dir, "pubsub")
 			ctx, stop := context.WithCancel(context.Background())
 			if err := p.Ping(ctx); err != nil {

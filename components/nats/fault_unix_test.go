@@ -5,7 +5,9 @@ package nats_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -27,10 +29,31 @@ func killNode(t testing.TB, dir string) {
 	}
 }
 
+// stopNode halts the node serving dir, and returns when it has halted.
+func stopNode(t testing.TB, dir string) int {
+	t.Helper()
+	pid, err := strconv.Atoi(nodeOf(t, dir))
+	if err == nil {
+		err = syscall.Kill(pid, syscall.SIGSTOP)
+	}
+	if err != nil {
+		t.Fatalf("stop the node: %v", err)
+	}
+	waitFor(t, "the node to halt", func() bool {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil { // not Linux
+			time.Sleep(200 * time.Millisecond)
+			return true
+		}
+		return strings.HasPrefix(string(text[strings.LastIndexByte(string(text), ')')+1:]), " T")
+	})
+	return pid
+}
+
 // Nothing acknowledged is lost when the node is killed under load, a transaction is there
 // wholly or not at all, and clients go on by themselves.
 func TestKilledNodeLosesNoState(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	s := embeddedState(t, dir, "statestore")
 	defer s.Close(t.Context())
 	tx, _ := s.(block.StateTx)
@@ -107,7 +130,7 @@ func TestKilledNodeLosesNoState(t *testing.T) {
 
 // Every acknowledged message reaches the group although the node is killed meanwhile.
 func TestKilledNodeLosesNoMessages(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	p := embeddedPubSub(t, dir, "pubsub")
 	defer p.Close(context.Background())
 	if err := p.Ping(t.Context()); err != nil {
@@ -162,14 +185,13 @@ func TestKilledNodeLosesNoMessages(t *testing.T) {
 // A call that was under way when the connection broke fails at once, and says that it may have
 // happened.
 func TestLostConnectionFailsCallsPromptly(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	s := embeddedState(t, dir, "statestore")
 	defer s.Close(context.Background())
 	if err := s.Ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	pid, _ := strconv.Atoi(nodeOf(t, dir))
-	_ = syscall.Kill(pid, syscall.SIGSTOP) // it takes the request and never answers
+	pid := stopNode(t, dir) // it takes the request and never answers
 	result := make(chan error, 1)
 	go func() {
 		result <- s.Set(context.Background(), block.StateWrite{Key: "k", Value: []byte("v")})
@@ -191,14 +213,13 @@ func TestLostConnectionFailsCallsPromptly(t *testing.T) {
 
 // Deadlines hold while the node is silent.
 func TestSilentNodeRespectsDeadline(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	s := embeddedState(t, dir, "statestore")
 	defer s.Close(context.Background())
 	if err := s.Set(t.Context(), block.StateWrite{Key: "k", Value: []byte("1")}); err != nil {
 		t.Fatal(err)
 	}
-	pid, _ := strconv.Atoi(nodeOf(t, dir))
-	_ = syscall.Kill(pid, syscall.SIGSTOP)
+	pid := stopNode(t, dir)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	err := s.Set(ctx, block.StateWrite{Key: "k", Value: []byte("2")})
@@ -221,7 +242,7 @@ func TestSilentNodeRespectsDeadline(t *testing.T) {
 // A full disk is reported promptly and in words, loses nothing acknowledged, and is over when
 // it is over.
 func TestFullDisk(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	t.Setenv(envFileSize, strconv.Itoa(1<<20))
 	s := embeddedState(t, dir, "statestore")
 	defer s.Close(context.Background())

@@ -48,6 +48,14 @@ func (l testLog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// nodeDir is a directory for a node. It is removed after the node has left.
+func nodeDir(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	t.Cleanup(func() { waitFor(t, "the node to leave", func() bool { return unlocked(dir) }) })
+	return dir
+}
+
 // embeddedState opens a store in a node of dir.
 func embeddedState(t testing.TB, dir, component string, items ...string) block.State {
 	t.Helper()
@@ -119,12 +127,12 @@ func serverPubSub(t testing.TB, url, component string, items ...string) block.Pu
 }
 
 func TestEmbeddedState(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	blocktest.State(t, func(t *testing.T) block.State { return embeddedState(t, dir, "statestore") })
 }
 
 func TestEmbeddedPubSub(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	blocktest.PubSub(t, func(t *testing.T) func() block.PubSub {
 		return func() block.PubSub { return embeddedPubSub(t, dir, "pubsub") }
 	})

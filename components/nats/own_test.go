@@ -167,14 +167,22 @@ func TestRemovedBucketIsMadeAgain(t *testing.T) {
 		if err := js.DeleteStream(t.Context(), "KV_mine"); err != nil {
 			t.Fatal(err)
 		}
-		if item, err := s.Get(t.Context(), "a", block.StateRead{}); err != nil || item.Exists {
-			t.Errorf("Get from a removed bucket = %+v, %v; want missing", item, err)
-		}
-		set("a")
+		// The server may answer from the removed bucket a moment longer.
+		waitFor(t, "the key to be missing", func() bool {
+			item, err := s.Get(t.Context(), "a", block.StateRead{})
+			if err != nil {
+				t.Fatalf("Get from a removed bucket: %v, want missing", err)
+			}
+			return !item.Exists
+		})
 		if err := js.DeleteStream(t.Context(), "KV_mine"); err != nil {
 			t.Fatal(err)
 		}
-		set("b")
+		time.Sleep(50 * time.Millisecond)
+		set("a")
+		if item, err := s.Get(t.Context(), "a", block.StateRead{}); err != nil || !item.Exists {
+			t.Errorf("Get of a key written after the removal = %+v, %v", item, err)
+		}
 	}
 }
 
@@ -220,7 +228,7 @@ func TestBucketIsAnOrdinaryOne(t *testing.T) {
 }
 
 func TestTooLarge(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	s, p := embeddedState(t, dir, "s"), embeddedPubSub(t, dir, "p")
 	defer s.Close(t.Context())
 	defer p.Close(t.Context())
@@ -244,7 +252,7 @@ func TestTooLarge(t *testing.T) {
 }
 
 func TestDuplicateIDsArriveOnce(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	p := embeddedPubSub(t, dir, "pubsub")
 	defer p.Close(context.Background())
 	var msgs []block.Message

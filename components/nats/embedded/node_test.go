@@ -85,6 +85,15 @@ func waitFor(t testing.TB, what string, cond func() bool) {
 	}
 }
 
+// nodeDir is a directory for a node, which makes its last parts. It is removed after the node
+// has left.
+func nodeDir(t testing.TB, parts ...string) string {
+	t.Helper()
+	dir := filepath.Join(append([]string{t.TempDir()}, parts...)...)
+	t.Cleanup(func() { waitFor(t, "the node to leave", func() bool { return unlocked(dir) }) })
+	return dir
+}
+
 // node starts a node process by hand, as a client would.
 type node struct {
 	cmd   *exec.Cmd
@@ -124,7 +133,7 @@ func (n *node) word(t testing.TB) (w struct{ Ready, Busy bool }) {
 }
 
 func TestConnectStartsANodeWhichLeavesAlone(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "made", "on demand")
+	dir := nodeDir(t, "made", "on demand")
 	c := connect(t, dir)
 	if _, err := bucket(t, c).PutString(t.Context(), "k", "v"); err != nil {
 		t.Fatal(err)
@@ -147,7 +156,7 @@ func TestConnectStartsANodeWhichLeavesAlone(t *testing.T) {
 }
 
 func TestConnectionIsShared(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	link := filepath.Join(t.TempDir(), "link")
 	if err := os.Symlink(dir, link); err != nil {
 		t.Fatal(err)
@@ -189,7 +198,7 @@ func TestConnectionIsShared(t *testing.T) {
 }
 
 func TestOneNodePerDirectory(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	const starters = 4
 	nodes := make([]*node, starters)
 	var wg sync.WaitGroup
@@ -214,7 +223,7 @@ func TestOneNodePerDirectory(t *testing.T) {
 }
 
 func TestNodeInProcess(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	ctx, stop := context.WithCancel(t.Context())
 	ready := make(chan struct{})
 	done := make(chan error, 1)
@@ -264,7 +273,7 @@ func TestFormat(t *testing.T) {
 		"bad choice":   {"format 1\ndurability os\n", embedded.Options{Durability: "paranoid"}, fault.Invalid, []string{"paranoid", "strict"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
+			dir := nodeDir(t)
 			write(t, filepath.Join(dir, "FORMAT"), tc.text)
 			refused(t, dir, tc.o, tc.code, tc.words...)
 			// A node started by hand must refuse it too.
@@ -277,7 +286,7 @@ func TestFormat(t *testing.T) {
 }
 
 func TestDurabilityIsKept(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	c, err := embedded.Connect(t.Context(), embedded.Options{DataDir: dir, Durability: embedded.DurabilityStrict, Linger: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -298,27 +307,27 @@ func TestDirectoriesThatCannotBeServed(t *testing.T) {
 		refused(t, filepath.Join(file, "dir"), embedded.Options{}, fault.Invalid, file, "--data-dir")
 	})
 	t.Run("data without FORMAT", func(t *testing.T) {
-		dir := t.TempDir()
+		dir := nodeDir(t)
 		write(t, filepath.Join(dir, "jetstream", "x"), "x")
 		refused(t, dir, embedded.Options{}, fault.Invalid, "no FORMAT", dir)
 	})
 	t.Run("an unwritable log", func(t *testing.T) {
-		dir := t.TempDir()
+		dir := nodeDir(t)
 		write(t, filepath.Join(dir, "node.log", "x"), "x") // a directory in its place
 		refused(t, dir, embedded.Options{}, fault.Unavailable, "node.log")
 	})
 	t.Run("a node that dies", func(t *testing.T) {
 		t.Setenv("TEST_NODE_PANICS", "1")
-		refused(t, t.TempDir(), embedded.Options{}, fault.Unavailable, "did not start", "exit status 2", "told to panic")
+		refused(t, nodeDir(t), embedded.Options{}, fault.Unavailable, "did not start", "exit status 2", "told to panic")
 	})
 	t.Run("no executable", func(t *testing.T) {
-		refused(t, t.TempDir(), embedded.Options{Executable: "/nonexistent/mecha"}, fault.Unavailable, "/nonexistent/mecha")
+		refused(t, nodeDir(t), embedded.Options{Executable: "/nonexistent/mecha"}, fault.Unavailable, "/nonexistent/mecha")
 	})
 }
 
 // A stream whose description is damaged is left out by the server library with a warning only.
 func TestDamagedStoreIsRefused(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	c := connect(t, dir)
 	if _, err := bucket(t, c).PutString(t.Context(), "k", "v"); err != nil {
 		t.Fatal(err)
@@ -341,7 +350,7 @@ func TestDamagedStoreIsRefused(t *testing.T) {
 
 // What a crash while a stream is made leaves behind must not lock anybody out.
 func TestHalfMadeStreamIsNoDamage(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	connect(t, dir).Close()
 	waitFor(t, "the node to leave", func() bool { _, err := os.Stat(filepath.Join(dir, "node.sock")); return err != nil })
 	write(t, filepath.Join(dir, "jetstream", "$G", "streams", "half", "msgs", "1.blk"), "")
@@ -350,7 +359,7 @@ func TestHalfMadeStreamIsNoDamage(t *testing.T) {
 
 func TestLongPathsAndDeadSockets(t *testing.T) {
 	t.Setenv("XDG_RUNTIME_DIR", shortDir(t))
-	dir := filepath.Join(t.TempDir(), strings.Repeat("long/", 30))
+	dir := nodeDir(t, strings.Repeat("long/", 30))
 	c := connect(t, dir)
 	if _, err := bucket(t, c).PutString(t.Context(), "k", "v"); err != nil {
 		t.Fatal(err)
@@ -366,7 +375,7 @@ func TestLongPathsAndDeadSockets(t *testing.T) {
 	}
 	c.Close()
 
-	dead := t.TempDir()
+	dead := nodeDir(t)
 	l, err := net.Listen("unix", filepath.Join(dead, "node.sock"))
 	if err != nil {
 		t.Fatal(err)
@@ -392,7 +401,7 @@ func shortDir(t *testing.T) string {
 func TestContextEndsConnect(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	if c, err := embedded.Connect(ctx, embedded.Options{DataDir: dir, Linger: 100 * time.Millisecond}); err == nil {
 		c.Close() // it may have been faster
 	} else if fault.Of(err) != fault.Canceled {
@@ -406,7 +415,7 @@ func FuzzFormat(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		dir := t.TempDir()
+		dir := nodeDir(t)
 		write(t, filepath.Join(dir, "FORMAT"), text)
 		got, err := embedded.CheckFormat(dir)
 		if err == nil && got != embedded.DurabilityOS && got != embedded.DurabilityStrict {

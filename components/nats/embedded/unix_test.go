@@ -20,7 +20,7 @@ import (
 )
 
 func TestHolderThatDoesNotAnswer(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	write(t, filepath.Join(dir, "node.sock"), "no socket")
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -50,7 +50,7 @@ func nodePID(t testing.TB, dir string) int {
 func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
 func TestKilledNodeComesBack(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	c := connect(t, dir)
 	kv := bucket(t, c)
 	last := ""
@@ -85,7 +85,7 @@ func TestKilledNodeComesBack(t *testing.T) {
 }
 
 func TestTerminatedNodeLeavesCleanly(t *testing.T) {
-	n := startNode(t, t.TempDir(), "--linger", "1h")
+	n := startNode(t, nodeDir(t), "--linger", "1h")
 	if !n.word(t).Ready {
 		t.Fatalf("the node says %q", n.first)
 	}
@@ -99,7 +99,7 @@ func TestTerminatedNodeLeavesCleanly(t *testing.T) {
 
 // A node outlives the client that started it, and serves others.
 func TestNodeOutlivesItsStarter(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	exe, _ := os.Executable()
 	starter := exec.Command(exe, "-test.run=TestStarterProcess$", "-test.v")
 	starter.Env = append(os.Environ(), "TEST_STARTER_DIR="+dir)
@@ -131,7 +131,7 @@ func TestStarterProcess(t *testing.T) {
 	if dir == "" {
 		return
 	}
-	if _, err := embedded.Connect(t.Context(), embedded.Options{DataDir: dir, Linger: 5 * time.Second}); err != nil {
+	if _, err := embedded.Connect(t.Context(), embedded.Options{DataDir: dir, Linger: 2 * time.Second}); err != nil {
 		t.Fatal(err)
 	}
 	fmt.Println("connected")
@@ -148,7 +148,7 @@ func sessionOf(pid int) (int, error) {
 
 // The last client gone, the process is gone, and its memory with it.
 func TestNodeProcessEnds(t *testing.T) {
-	dir := t.TempDir()
+	dir := nodeDir(t)
 	c := connect(t, dir)
 	pid := nodePID(t, dir)
 	if !alive(pid) {
@@ -171,9 +171,19 @@ func TestRuntimeDirectoryMustBePrivate(t *testing.T) {
 	if err := os.Chmod(filepath.Join(run, "mecha"), 0o777); err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(t.TempDir(), strings.Repeat("long/", 30))
+	dir := nodeDir(t, strings.Repeat("long/", 30))
 	_, err := embedded.Connect(t.Context(), embedded.Options{DataDir: dir})
 	if err == nil || !strings.Contains(err.Error(), "not safe") {
 		t.Errorf("Connect with an open runtime directory: %v", err)
 	}
+}
+
+// unlocked tells that no node serves dir: nobody holds its lock.
+func unlocked(dir string) bool {
+	f, err := os.Open(filepath.Join(dir, "lock"))
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
 }

@@ -1,0 +1,12 @@
+package embedded_test
+
+import (
+	"os"
+	"path/filepath"
+)
+
+// unlocked tells that no node serves dir: its files can be removed.
+func unlocked(dir string) bool {
+	err := os.Remove(filepath.Join(dir, "lock"))
+	return err == nil || os.IsNotExist(err)
+}

@@ -1,3 +1,0 @@
-package nats_test
-
-func limitNode() {}
