@@ -18,6 +18,7 @@ import (
 type ChannelOptions struct {
 	Address    string // host:port
 	TLS        bool   // https; the app's certificate is not verified, as in Dapr
+	H2C        bool   // HTTP/2 with prior knowledge, without TLS
 	MaxHeader  int    // bytes of a response head
 	HealthPath string // of the health probe
 	Pipeline   []CallMiddleware
@@ -36,11 +37,13 @@ type CallMiddleware func(next CallHandler) CallHandler
 // CallHandler sends a call to the app.
 type CallHandler func(ctx context.Context, req *call.Request) (*call.Response, error)
 
-// AppChannel calls an app over HTTP/1.1. It implements app.Channel.
+// AppChannel calls an app over HTTP/1.1, or HTTP/2 where the app speaks that. It implements
+// app.Channel.
 type AppChannel struct {
-	o    ChannelOptions
-	wire h1.Client
-	send CallHandler
+	o     ChannelOptions
+	do    func(context.Context, *h1.Request) (*call.Response, error)
+	close func() error
+	send  CallHandler
 }
 
 var _ app.Channel = (*AppChannel)(nil)
@@ -48,10 +51,20 @@ var _ app.Channel = (*AppChannel)(nil)
 // NewAppChannel makes a channel. It connects on first use.
 func NewAppChannel(o ChannelOptions) *AppChannel {
 	c := &AppChannel{o: o}
-	c.wire.Addr = o.Address
-	c.wire.Dial = dialer(o.Address, o.TLS, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12})
-	if o.MaxHeader > 0 {
-		c.wire.MaxHeaderBytes = o.MaxHeader
+	if o.H2C {
+		wire := newH2Client(o.Address, o.MaxHeader)
+		c.do, c.close = wire.do, wire.close
+	} else {
+		wire := &h1.Client{Addr: o.Address, MaxHeaderBytes: o.MaxHeader,
+			Dial: dialer(o.Address, o.TLS, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12})}
+		c.close = wire.Close
+		c.do = func(ctx context.Context, req *h1.Request) (*call.Response, error) {
+			resp, err := wire.Do(ctx, req)
+			if err != nil {
+				return nil, err
+			}
+			return appResponse(resp), nil
+		}
 	}
 	c.send = c.invoke
 	for i := len(o.Pipeline) - 1; i >= 0; i-- {
@@ -75,7 +88,7 @@ func dialer(addr string, secure bool, cfg *tls.Config) func(context.Context) (ne
 }
 
 // Close drops idle connections.
-func (c *AppChannel) Close() error { return c.wire.Close() }
+func (c *AppChannel) Close() error { return c.close() }
 
 // Invoke calls the app.
 func (c *AppChannel) Invoke(ctx context.Context, req *call.Request) (*call.Response, error) {
@@ -96,15 +109,14 @@ func (c *AppChannel) invoke(ctx context.Context, req *call.Request) (*call.Respo
 		return nil, err
 	}
 	start := time.Now()
-	resp, err := c.wire.Do(ctx, out)
+	resp, err := c.do(ctx, out)
 	if err != nil {
 		return nil, unreached(err)
 	}
-	answer := appResponse(resp)
 	if c.o.Observe != nil {
 		c.o.Observe.HTTPCalled(req.Verb, "/"+req.Path, resp.Status, max(req.Length, 0), max(resp.Length, 0), time.Since(start))
 	}
-	return answer, nil
+	return resp, nil
 }
 
 func closeStream(req *call.Request) {
@@ -196,7 +208,7 @@ func appResponse(resp *h1.Response) *call.Response {
 // Probe asks the health path; 2xx is healthy.
 func (c *AppChannel) Probe(ctx context.Context) error {
 	start := time.Now()
-	resp, err := c.wire.Do(ctx, &h1.Request{Method: "GET", Target: c.o.HealthPath})
+	resp, err := c.do(ctx, &h1.Request{Method: "GET", Target: c.o.HealthPath})
 	if err != nil {
 		return err
 	}

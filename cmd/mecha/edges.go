@@ -55,7 +55,7 @@ func (e *edges) AppSide() (host.AppSide, error) {
 		}
 		return grpcApp{c}, nil
 	case "http", "https", "h2c":
-		return httpApp{httpapi.NewAppChannel(httpapi.ChannelOptions{Address: addr, TLS: p == "https", MaxHeader: e.maxHeader(),
+		return httpApp{httpapi.NewAppChannel(httpapi.ChannelOptions{Address: addr, TLS: p == "https", H2C: p == "h2c", MaxHeader: e.maxHeader(),
 			HealthPath: e.set.AppHealth.Path, Pipeline: e.middleware.app(e.config.AppHTTPPipeline), Observe: callObserver{e.metrics}}), e.set.AppID, e.log}, nil
 	}
 	return nil, fmt.Errorf("app-protocol %q is not one of http, https, h2c, grpc, grpcs", e.set.AppProtocol)
