@@ -38,12 +38,35 @@ func managed(name string) bool {
 	return false
 }
 
+// carriable reports what gRPC lets through as metadata. It fails whole calls over anything else,
+// and HTTP headers may be more.
+func carriable(name, value string) bool {
+	if name == "" {
+		return false
+	}
+	for i := 0; i < len(name); i++ {
+		c := name[i]
+		if !(c == '-' || c == '_' || c == '.' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z') {
+			return false
+		}
+	}
+	if strings.HasSuffix(name, "-bin") {
+		return true
+	}
+	for i := 0; i < len(value); i++ {
+		if value[i] < 0x20 || value[i] > 0x7e {
+			return false
+		}
+	}
+	return true
+}
+
 // metadataOf turns fields into metadata, with lower-case names.
 func metadataOf(fs call.Fields) metadata.MD {
 	md := make(metadata.MD, len(fs))
 	for i := range fs {
 		name := lower(fs[i].Name)
-		if strings.HasPrefix(name, ":") || managed(name) {
+		if managed(name) || !carriable(name, fs[i].Value) {
 			continue
 		}
 		md[name] = append(md[name], fs[i].Value)
@@ -121,7 +144,9 @@ func prefixed(fs call.Fields, md metadata.MD) metadata.MD {
 		} else if managed(name) {
 			continue
 		}
-		md[name] = append(md[name], fs[i].Value)
+		if carriable(name, fs[i].Value) {
+			md[name] = append(md[name], fs[i].Value)
+		}
 	}
 	return md
 }

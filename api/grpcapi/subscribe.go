@@ -121,7 +121,7 @@ func (c *AppChannel) Deliver(ctx context.Context, e *pubsub.Event) (pubsub.Answe
 func (c *AppChannel) outgoing(ctx context.Context, meta map[string]string, traceParent, traceBin string) context.Context {
 	md := make(metadata.MD, len(meta)+2)
 	for k, v := range meta {
-		if k = strings.ToLower(k); validKey(k) && !managed(k) {
+		if k = strings.ToLower(k); !strings.HasPrefix(k, "grpc-") && !managed(k) && carriable(k, v) {
 			md[k] = []string{v}
 		}
 	}
@@ -135,20 +135,6 @@ func (c *AppChannel) outgoing(ctx context.Context, meta map[string]string, trace
 		md.Set(tokenKey, c.o.Token)
 	}
 	return metadata.NewOutgoingContext(ctx, md)
-}
-
-// validKey reports names gRPC lets through; a broker's metadata may have others.
-func validKey(k string) bool {
-	if k == "" || strings.HasPrefix(k, "grpc-") {
-		return false
-	}
-	for i := 0; i < len(k); i++ {
-		c := k[i]
-		if !(c == '-' || c == '_' || c == '.' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z') {
-			return false
-		}
-	}
-	return true
 }
 
 // DeliverBulk gives a batch to the app.
