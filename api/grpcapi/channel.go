@@ -40,6 +40,8 @@ type ChannelOptions struct {
 // ClientObserver measures calls into the app.
 type ClientObserver interface {
 	GRPCCalled(method string, code codes.Code, sent, received int64, took time.Duration)
+	// GRPCProbed is told of answered health probes.
+	GRPCProbed(code codes.Code, took time.Duration)
 }
 
 // AppChannel calls an app over gRPC. It implements app.Channel.
@@ -86,7 +88,11 @@ func (c *AppChannel) Close() error { return c.conn.Close() }
 
 // Probe asks AppCallbackHealthCheck; any OK is healthy.
 func (c *AppChannel) Probe(ctx context.Context) error {
+	start := time.Now()
 	_, err := c.health.HealthCheck(ctx, &emptypb.Empty{})
+	if c.o.Observe != nil {
+		c.o.Observe.GRPCProbed(status.Code(err), time.Since(start))
+	}
 	if err == nil {
 		return nil
 	}
@@ -202,13 +208,20 @@ func (c *AppChannel) proxy(ctx context.Context, req *call.Request) (*call.Respon
 	if sub := subtype(req.Type); sub != "" {
 		opts = append(opts, grpc.CallContentSubtype(sub))
 	}
+	start := time.Now()
 	cs, err := c.conn.NewStream(ctx, desc, req.Path, opts...)
 	if err != nil {
 		cancel()
+		c.observe(req.Path, err, 0, 0, start)
 		if lost := c.unreached(err, nil); lost != nil && ctx.Err() == nil {
 			return nil, lost
 		}
 		return nil, fault.Wrap(opChannel, faultOf(err), err)
+	}
+	var measured *measuredCall
+	if c.o.Observe != nil {
+		measured = &measuredCall{ClientStream: cs, observe: c.o.Observe, method: req.Path, start: start}
+		cs = measured
 	}
 	if single {
 		err = cs.SendMsg(frameOf(only)) // ends the request too: the stream is declared unary
@@ -222,6 +235,9 @@ func (c *AppChannel) proxy(ctx context.Context, req *call.Request) (*call.Respon
 	header, err := cs.Header()
 	if err != nil {
 		cancel()
+		if measured != nil {
+			measured.end(status.Code(err))
+		}
 		if lost := c.unreached(err, peerOf(cs)); lost != nil {
 			return nil, lost
 		}

@@ -28,7 +28,8 @@ type Invoker interface {
 
 // Observer measures and logs finished API calls.
 type Observer interface {
-	GRPCServed(method string, code codes.Code, userAgent string, took time.Duration)
+	// GRPCServed is called when a call has ended; received and sent are bytes of messages.
+	GRPCServed(method string, code codes.Code, userAgent string, received, sent int64, took time.Duration)
 }
 
 // Tracing gives each call its span; nil leaves trace metadata alone.
@@ -165,30 +166,33 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 			span.End(status.Code(err))
 		}
 	}
-	s.observe(info.FullMethod, md, err, start)
+	if s.o.Observe != nil {
+		s.observe(info.FullMethod, md, err, sizeOf(req), answerSize(resp, err), start)
+	}
 	return resp, err
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	start := time.Now()
+	counted := &serverStream{}
 	ctx, md, err := s.admit(ss.Context(), info.FullMethod)
 	if err == nil {
 		var span Span
 		ctx, span, err = s.begin(ctx, info.FullMethod, md)
 		if err == nil {
-			if ctx != ss.Context() {
-				ss = &withContext{ss, ctx}
-			}
+			counted.ServerStream, counted.ctx = ss, ctx
 			if span != nil {
 				_ = ss.SetHeader(span.Response())
 			}
-			_, err = guarded(func() (any, error) { return nil, handler(srv, ss) })
+			_, err = guarded(func() (any, error) { return nil, handler(srv, counted) })
 		}
 		if span != nil {
 			span.End(status.Code(err))
 		}
 	}
-	s.observe(info.FullMethod, md, err, start)
+	if s.o.Observe != nil {
+		s.observe(info.FullMethod, md, err, counted.received.Load(), counted.sent.Load(), start)
+	}
 	return err
 }
 
@@ -203,10 +207,15 @@ func (s *Server) begin(ctx context.Context, method string, md metadata.MD) (cont
 	return ctx, span, nil
 }
 
-func (s *Server) observe(method string, md metadata.MD, err error, start time.Time) {
-	if s.o.Observe != nil {
-		s.o.Observe.GRPCServed(method, status.Code(err), first(md, "user-agent"), time.Since(start))
+func (s *Server) observe(method string, md metadata.MD, err error, received, sent int64, start time.Time) {
+	s.o.Observe.GRPCServed(method, status.Code(err), first(md, "user-agent"), received, sent, time.Since(start))
+}
+
+func answerSize(resp any, err error) int64 {
+	if err != nil {
+		return 0
 	}
+	return sizeOf(resp)
 }
 
 // guarded makes a panic in a handler that call's error.
@@ -218,13 +227,6 @@ func guarded(f func() (any, error)) (out any, err error) {
 	}()
 	return f()
 }
-
-type withContext struct {
-	grpc.ServerStream
-	ctx context.Context
-}
-
-func (w *withContext) Context() context.Context { return w.ctx }
 
 // Rule is one entry of the API lists.
 type Rule struct{ Name, Version, Protocol string }

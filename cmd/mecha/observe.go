@@ -5,6 +5,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/mecha-project/mecha/api/apierr"
 	"github.com/mecha-project/mecha/api/httpapi"
 	"github.com/mecha-project/mecha/runtime/telemetry"
 )
@@ -22,8 +23,11 @@ func (o *serverObserver) HTTPServed(r httpapi.Served) {
 	}
 }
 
-func (o *serverObserver) GRPCServed(method string, code codes.Code, userAgent string, took time.Duration) {
-	o.metrics.GRPCServer(method, uint32(code), 0, 0, took)
+// ErrorCode counts an error answered over HTTP.
+func (o *serverObserver) ErrorCode(tag string) { o.metrics.ErrorCode(tag, apierr.Category(tag)) }
+
+func (o *serverObserver) GRPCServed(method string, code codes.Code, userAgent string, received, sent int64, took time.Duration) {
+	o.metrics.GRPCServer(method, uint32(code), received, sent, took)
 	if o.grpc != nil {
 		o.grpc.GRPC(method, userAgent, uint32(code), took)
 	}
@@ -38,6 +42,10 @@ func (o callObserver) HTTPCalled(method, path string, status int, sent, received
 
 func (o callObserver) HTTPProbed(status int, took time.Duration) {
 	o.metrics.HTTPHealthProbe(status, took)
+}
+
+func (o callObserver) GRPCProbed(code codes.Code, took time.Duration) {
+	o.metrics.GRPCHealthProbe(uint32(code), took)
 }
 
 func (o callObserver) GRPCCalled(method string, code codes.Code, sent, received int64, took time.Duration) {

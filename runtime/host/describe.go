@@ -65,7 +65,10 @@ func (h *Sidecar) appHealth() *about.AppHealth {
 type invokeRecorder struct{ m *telemetry.Metrics }
 
 func (r invokeRecorder) InvokeReqSent(app, kind string) { r.m.InvokeReqSent(app, kind) }
-func (r invokeRecorder) InvokeReqRecv(app string)       { r.m.InvokeReqRecv(app) }
+func (r invokeRecorder) InvokeReqRecv(app string) {
+	r.m.InvokeReqRecv(app)
+	r.m.ACL("", "", "", true, true) // there are no access policies yet: the default action allows
+}
 func (r invokeRecorder) InvokeResSent(app string, status int) {
 	r.m.InvokeResSent(app, statusText(status))
 }
