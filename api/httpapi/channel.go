@@ -151,6 +151,10 @@ func appRequest(req *call.Request) (*h1.Request, error) {
 		}
 	}
 	out.Fields = appFields(req)
+	if req.Upgrade != "" {
+		out.Upgrade = true
+		out.Fields.Set("Upgrade", req.Upgrade)
+	}
 	return out, nil
 }
 

@@ -122,6 +122,9 @@ func (s *Server) invoke(r *Request, target, escapedMethod string) {
 	if r.span != nil {
 		req.Header = r.span.Request(req.Header)
 	}
+	if up, ok := r.x.(upgrader); ok && r.x.ContentLength() == 0 {
+		req.Upgrade = offer(up.Upgrades())
+	}
 	if err := s.o.Invoke.Invoke(r.Context(), req, invokeResponder{r}); err != nil && r.status == 0 {
 		r.Fail(apierr.Invoke(target, err))
 	}
@@ -178,6 +181,9 @@ func (r *Request) inform(status int, fields call.Fields) {
 // respondCall writes an app's answer to the caller.
 func (r *Request) respondCall(resp *call.Response) error {
 	fields, body := r.answerHead(resp)
+	if resp.Upgrade != nil {
+		return r.switchOver(resp, fields)
+	}
 	if resp.Stream == nil {
 		body, err := r.outgoing.whole(body)
 		if err != nil {

@@ -219,8 +219,7 @@ func TestAPanicOnTheOtherSideIsAnError(t *testing.T) {
 	}
 }
 
-// A call between sidecars cannot carry a connection that changed its protocol. An app that
-// switches unasked must not take the sidecar down.
+// An app that switches protocols unasked must not take the sidecar down.
 func TestAnAppThatSwitchesProtocols(t *testing.T) {
 	app := &switched{}
 	p := newPair(t, func(ctx context.Context, _ *call.Request, _ string, out call.Responder) error {

@@ -39,7 +39,7 @@ func (c *Client) Invoke(ctx context.Context, to block.Instance, req *call.Reques
 	buf := takeHead()
 	defer giveHead(buf)
 	*buf = appendRequest((*buf)[:0], req)
-	st, err := c.pool.Open(ctx, to.Address, *buf, req.Data, req.Stream == nil)
+	st, err := c.pool.Open(ctx, to.Address, *buf, req.Data, req.Stream == nil && req.Upgrade == "")
 	if err != nil {
 		return nil, err
 	}
@@ -57,6 +57,9 @@ func (c *Client) Invoke(ctx context.Context, to block.Instance, req *call.Reques
 		up.fail(st)
 		st.Reset(fault.Canceled, "the answer could not be used")
 		return nil, err
+	}
+	if req.Upgrade != "" && !upgrade {
+		_ = st.CloseWrite(nil) // declined: nothing more comes from us
 	}
 	switch {
 	case upgrade:
@@ -198,6 +201,9 @@ func (a *answer) Read(p []byte) (int, error) {
 
 // Write sends raw bytes on an upgraded call.
 func (a *answer) Write(p []byte) (int, error) { return a.st.Write(p) }
+
+// CloseWrite ends our direction of an upgraded call.
+func (a *answer) CloseWrite() error { return a.st.CloseWrite(nil) }
 
 func (a *answer) trailer() call.Fields { return a.tail }
 

@@ -14,7 +14,7 @@ import (
 //	string   = uvarint length, bytes
 //	fields   = uvarint count, count × (string name, string value)
 //	request  = 0x01, protocol u8, flags u8, [uvarint body length], target, verb, path, query,
-//	           content type, type URL, fields
+//	           content type, type URL, fields, [upgrade]
 //	response = 0x02, flags u8, uvarint status, [uvarint body length], content type, type URL,
 //	           [string google.rpc.Status], fields
 //	error    = 0x03, code u8, sent u8, uvarint retry-after in ms, reason, message
@@ -33,7 +33,7 @@ const (
 	flagStreamed = 1 << 1 // the body did not come whole; it follows on the stream
 	flagGRPC     = 1 << 2 // the answer is a gRPC app's
 	flagStatus   = 1 << 3 // a google.rpc.Status follows
-	flagUpgrade  = 1 << 4 // the connection was upgraded: the bodies are raw bytes both ways
+	flagUpgrade  = 1 << 4 // request: a protocol is offered; response: it was taken, the bodies are raw bytes both ways
 )
 
 func putString(b []byte, s string) []byte {
@@ -60,6 +60,9 @@ func appendRequest(b []byte, r *call.Request) []byte {
 	if length >= 0 {
 		flags |= flagLength
 	}
+	if r.Upgrade != "" {
+		flags |= flagUpgrade
+	}
 	b = append(b, kindRequest, byte(r.Protocol), flags)
 	if length >= 0 {
 		b = binary.AppendUvarint(b, uint64(length))
@@ -67,7 +70,11 @@ func appendRequest(b []byte, r *call.Request) []byte {
 	for _, s := range [...]string{r.Target, r.Verb, r.Path, r.Query, r.Type, r.TypeURL} {
 		b = putString(b, s)
 	}
-	return putFields(b, r.Header)
+	b = putFields(b, r.Header)
+	if r.Upgrade != "" {
+		b = putString(b, r.Upgrade)
+	}
+	return b
 }
 
 func appendResponse(b []byte, r *call.Response) []byte {
@@ -215,6 +222,9 @@ func decodeRequest(head []byte) (*call.Request, bool, error) {
 		*s = r.string()
 	}
 	req.Header = r.fields(4)
+	if flags&flagUpgrade != 0 {
+		req.Upgrade = r.string()
+	}
 	if r.bad || req.Protocol > call.GRPC {
 		return nil, false, malformed("request head")
 	}

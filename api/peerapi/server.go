@@ -141,6 +141,7 @@ func (s *Server) handle(st *link.Stream) {
 	switch {
 	case whole && !streamed:
 		req.Data, req.Length = first, int64(len(first))
+	case req.Upgrade != "": // no body; what follows is for the protocol switched to
 	case !streamed: // announced as whole but over one frame: gather it
 		if req.Data, err = st.ReadRest(first, wholeLimit(req.Length)); err != nil {
 			return // the stream is over; its error reached the caller
@@ -150,7 +151,7 @@ func (s *Server) handle(st *link.Stream) {
 		body := &requestBody{first: first, st: st}
 		req.Stream, req.Trailer = body, body.trailer
 	}
-	out := &responder{st: st}
+	out := &responder{st: st, offered: req.Upgrade != ""}
 	err = s.serve.Serve(st.Context(), req, req.Header.Get("dapr-caller-app-id"), out)
 	if err == nil {
 		return
@@ -192,22 +193,37 @@ func (b *requestBody) Close() error {
 	return nil
 }
 
+// tunnel is a stream after its call was upgraded.
+type tunnel struct{ requestBody }
+
+func (t *tunnel) Write(p []byte) (int, error) { return t.st.Write(p) }
+
+// CloseWrite ends our direction.
+func (t *tunnel) CloseWrite() error { return t.st.CloseWrite(nil) }
+
+// Close ends both directions; after their end it does nothing.
+func (t *tunnel) Close() error {
+	t.st.Reset(fault.Canceled, "the upgraded connection was closed")
+	return nil
+}
+
 // responder sends the app's answer back.
 type responder struct {
-	st    *link.Stream
-	begun bool
+	st      *link.Stream
+	offered bool // the caller would switch protocols
+	begun   bool
 }
 
 // Respond implements call.Responder.
 func (r *responder) Respond(ctx context.Context, resp *call.Response) error {
-	if resp.Upgrade != nil {
-		return fault.New("peerapi.Respond", fault.Unsupported, "the app answered 101 Switching Protocols, which a call between sidecars cannot carry")
+	if resp.Upgrade != nil && !r.offered {
+		return fault.New("peerapi.Respond", fault.Unsupported, "the app answered 101 Switching Protocols, which its caller did not offer")
 	}
 	r.begun = true
 	buf := takeHead()
 	defer giveHead(buf)
 	*buf = appendResponse((*buf)[:0], resp)
-	if resp.Stream == nil {
+	if resp.Stream == nil && resp.Upgrade == nil {
 		var trailer []byte
 		if resp.Trailer != nil {
 			trailer = appendTrailer(nil, resp.Trailer())
@@ -216,6 +232,10 @@ func (r *responder) Respond(ctx context.Context, resp *call.Response) error {
 	}
 	if err := r.st.SendHead(*buf, nil, false, nil); err != nil {
 		return ignoreStop(err)
+	}
+	if resp.Upgrade != nil {
+		call.Splice(ctx, &tunnel{requestBody{st: r.st}}, resp.Upgrade)
+		return nil
 	}
 	err := copyBody(r.st, resp.Stream)
 	switch {

@@ -151,6 +151,14 @@ type slotUpgrade struct {
 	release *release
 }
 
+// CloseWrite ends our direction, if the connection can be closed by halves.
+func (s *slotUpgrade) CloseWrite() error {
+	if half, ok := s.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return s.ReadWriteCloser.Close()
+}
+
 func (s *slotUpgrade) Close() error {
 	defer s.release.once()
 	return s.ReadWriteCloser.Close()

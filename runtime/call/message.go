@@ -98,6 +98,10 @@ type Request struct {
 	// there are none.
 	Trailer func() Fields
 
+	// Upgrade names the protocol the caller offers to switch to; empty means none. Such a
+	// request has no body.
+	Upgrade string
+
 	// Inform, if set, receives interim (1xx) responses other than 100 and 101. It is called
 	// before the final response is returned, from the goroutine that reads the response.
 	Inform func(status int, header Fields)
@@ -126,7 +130,8 @@ type Response struct {
 	// once when Stream is nil); nil means there are none.
 	Trailer func() Fields
 
-	// Upgrade is set on a 101: the raw connection to the app. Stream is nil then.
+	// Upgrade is set on a 101: the raw connection to the app, with a CloseWrite method where
+	// it can be closed by halves. Stream is nil then.
 	Upgrade io.ReadWriteCloser
 
 	// Held is what the response borrows (a pooled buffer that Data and Header point into);
