@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"strings"
@@ -207,3 +208,6 @@ func plainDial(ctx context.Context, network, addr string, _ *tls.Config) (net.Co
 	var d net.Dialer
 	return d.DialContext(ctx, network, addr)
 }
+
+// quiet is for servers whose clients are meant to misbehave.
+var quiet = log.New(io.Discard, "", 0)
