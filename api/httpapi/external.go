@@ -17,12 +17,19 @@ import (
 // invoke.External; connections are kept per origin.
 type External struct {
 	mu      sync.Mutex
-	clients map[string]*h1.Client // guarded by mu; by origin
+	clients map[origin]*h1.Client // guarded by mu
 	max     int
 }
 
+// origin is what a connection can be shared for. Endpoints with TLS settings of their own
+// share none.
+type origin struct {
+	scheme, addr string
+	tls          *tls.Config
+}
+
 // NewExternal makes the caller of external services.
-func NewExternal() *External { return &External{clients: map[string]*h1.Client{}, max: 256} }
+func NewExternal() *External { return &External{clients: map[origin]*h1.Client{}, max: 256} }
 
 // Close drops idle connections.
 func (e *External) Close() {
@@ -75,7 +82,8 @@ func (e *External) client(base *url.URL, settings any) *h1.Client {
 		}
 		addr = base.Hostname() + ":" + port
 	}
-	key := base.Scheme + "://" + addr
+	cfg, _ := settings.(*tls.Config)
+	key := origin{base.Scheme, addr, cfg}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if c, ok := e.clients[key]; ok {
@@ -88,7 +96,6 @@ func (e *External) client(base *url.URL, settings any) *h1.Client {
 			break
 		}
 	}
-	cfg, _ := settings.(*tls.Config)
 	if cfg == nil {
 		cfg = &tls.Config{MinVersion: tls.VersionTLS12}
 	}

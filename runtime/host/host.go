@@ -245,8 +245,12 @@ func (h *Sidecar) buildServices(l Listeners) error {
 	chainOut := func(t *call.Target) *call.Chain { return policy.Outbound(policy.Snapshot{}, t) }
 	chainIn := func(t *call.Target) *call.Chain { return policy.Inbound(policy.Snapshot{}, t) }
 	hostName, _ := os.Hostname()
+	endpoints, err := h.endpoints()
+	if err != nil {
+		return err
+	}
 	inv := invoke.New(invoke.Options{Self: h.self, HostIP: h.s.HostAddress(), HostName: hostName, Local: h.app,
-		Peers: h.o.Edges.Peers(), External: h.o.Edges.External(), Registry: h.registry, Endpoints: h.endpoints(),
+		Peers: h.o.Edges.Peers(), External: h.o.Edges.External(), Registry: h.registry, Endpoints: endpoints,
 		Record: invokeRecorder{h.o.Metrics}, Tracing: h.o.Tracing, Log: h.log, ChainOut: chainOut, ChainIn: chainIn})
 	ps := pubsub.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.subscription"), Recorder: h.o.Metrics, Tracing: h.o.Tracing,
 		Inbound: func(component string) *call.Target {

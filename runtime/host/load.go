@@ -2,6 +2,9 @@ package host
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -196,7 +199,9 @@ func (h *Sidecar) oneRegistry(name string, items []conf.Item) (block.Registry, e
 	return r, nil
 }
 
-func (h *Sidecar) endpoints() []invoke.Endpoint {
+// endpoints makes the HTTPEndpoint resources targets. One whose TLS settings cannot be used
+// stops start-up: to call it with others would not be what was asked for.
+func (h *Sidecar) endpoints() ([]invoke.Endpoint, error) {
 	var out []invoke.Endpoint
 	x := settings.Expansion{AppID: h.self.App, Namespace: h.self.RawNamespace, PodName: h.s.PodName, Env: osEnv}
 	for i := range h.o.Resources.HTTPEndpoints {
@@ -210,10 +215,56 @@ func (h *Sidecar) endpoints() []invoke.Endpoint {
 		for _, it := range items {
 			end.Header.Add(it.Name, it.Value)
 		}
+		if e.ClientTLS != nil {
+			cfg, err := clientTLS(e, x)
+			if err != nil {
+				return nil, fmt.Errorf("http endpoint %s: %w", e.Name, err)
+			}
+			end.TLS = cfg
+		}
 		out = append(out, end)
 	}
-	return out
+	return out, nil
 }
+
+// clientTLS builds the TLS settings of an endpoint.
+func clientTLS(e *settings.HTTPEndpoint, x settings.Expansion) (*tls.Config, error) {
+	t := e.ClientTLS
+	pem := map[string]string{}
+	for name, entry := range map[string]*settings.Entry{"rootCA": t.RootCA, "certificate": t.Certificate, "privateKey": t.PrivateKey} {
+		if entry == nil {
+			continue
+		}
+		items, found := (&settings.Component{Resource: e.Resource, Metadata: []settings.Entry{*entry}, SecretStore: e.SecretStore}).Items(x)
+		if len(items) != 1 || items[0].Value == "" {
+			return nil, fmt.Errorf("spec.clientTLS.%s has no value: %w", name, errors.Join(found.Err(), errNoPEM))
+		}
+		pem[name] = items[0].Value
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	if pem["rootCA"] != "" {
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM([]byte(pem["rootCA"])) {
+			return nil, fmt.Errorf("spec.clientTLS.rootCA: %w", errNoPEM)
+		}
+	}
+	if pem["certificate"] != "" {
+		pair, err := tls.X509KeyPair([]byte(pem["certificate"]), []byte(pem["privateKey"]))
+		if err != nil {
+			return nil, fmt.Errorf("spec.clientTLS.certificate and privateKey: %w", err)
+		}
+		cfg.Certificates = []tls.Certificate{pair}
+	}
+	switch t.Renegotiation {
+	case "RenegotiateOnceAsClient":
+		cfg.Renegotiation = tls.RenegotiateOnceAsClient
+	case "RenegotiateFreelyAsClient":
+		cfg.Renegotiation = tls.RenegotiateFreelyAsClient
+	}
+	return cfg, nil
+}
+
+var errNoPEM = errors.New("no certificate in PEM form; give the text of the .pem file")
 
 // declareSubscriptions hands the Subscription resources to the messaging service.
 func (h *Sidecar) declareSubscriptions() error {
