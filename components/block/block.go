@@ -54,7 +54,7 @@ type Env struct {
 	AppID     string       // the app this sidecar serves
 	Namespace string       // this sidecar's namespace; "default" when unset
 	Component string       // the component's name
-	DataDir   string       // the embedded node's directory; empty means the default (~/.mecha)
+	DataDir   string       // the embedded node's directory; empty means the default (~/.mecha/embedded)
 }
 
 // Part is one block of a backend: how to make its configuration and how to open it.

@@ -87,7 +87,7 @@ func (f flagSet) resourceFlags(s *Settings) {
 	f.DurationVar(&s.HotReloadInterval, "hot-reload-reconcile-interval", s.HotReloadInterval, "Time between full comparisons of resources; changes are noticed without it")
 	f.status("hot-reload-reconcile-interval", statusNoEffect)
 	f.Bool("disable-builtin-k8s-secret-store", false, "There is no built-in secret store to disable")
-	f.StringVar(&s.DataDir, "data-dir", "", "Directory of the embedded node; empty means ~/.mecha")
+	f.StringVar(&s.DataDir, "data-dir", "", "Directory of the embedded node; empty means ~/.mecha/embedded")
 	f.status("data-dir", statusOurs)
 	f.StringVar(&s.RuntimeDir, "runtime-dir", s.RuntimeDir, "Directory for sockets and locks; empty means the system's for this user")
 	f.status("runtime-dir", statusOurs)
