@@ -39,9 +39,14 @@ func (a *App) Watch(ctx context.Context, o HealthOptions, log *slog.Logger, chan
 			if !errors.As(err, &status) {
 				log.Error("App health probe could not complete with error: " + err.Error())
 			}
-			if failures++; failures == o.Threshold && a.healthy.CompareAndSwap(true, false) {
+			if failures++; failures != o.Threshold {
+				break
+			}
+			if a.healthy.CompareAndSwap(true, false) {
 				log.Warn("App entered un-healthy status: " + err.Error())
 				changed(false)
+			} else { // or an app that refuses its probes would wait for its events in silence
+				log.Warn("App has not been healthy yet, so it gets no calls and no events: " + err.Error())
 			}
 		}
 		select {
