@@ -30,7 +30,7 @@ func TestMessagesAsABody(t *testing.T) {
 		if !errors.Is(err, io.EOF) {
 			t.Errorf("%s: ended with %v", name, err)
 		}
-		if d := cmp.Diff(want, got); d != "" {
+		if d := cmp.Diff(want, got, cmp.Comparer(bytes.Equal)); d != "" {
 			t.Errorf("%s (-want +got):\n%.300s", name, d)
 		}
 	}
