@@ -55,7 +55,8 @@ func newStage(t *testing.T, language string) *stage {
 		return sidecar
 	}
 	s.web = start(harness.Options{AppID: "web", AppPort: s.webPort, Env: tokens, Files: resources("/")})
-	s.rpc = start(harness.Options{AppID: "rpc", AppPort: s.rpcPort, Protocol: "grpc", Env: tokens, Files: resources("")})
+	// The gRPC app is also asked for its health, which each SDK's server answers.
+	s.rpc = start(harness.Options{AppID: "rpc", AppPort: s.rpcPort, Protocol: "grpc", Env: tokens, Files: resources(""), Args: []string{"--enable-app-health-check", "--app-health-probe-interval", "1"}})
 	s.locked = start(harness.Options{AppID: "locked", Env: []string{"DAPR_API_TOKEN=" + apiToken}, Files: map[string]string{"state.yaml": component("mem-state", "state.in-memory")}})
 	front := newFront(t)
 	s.roots = front.roots

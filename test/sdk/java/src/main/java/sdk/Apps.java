@@ -16,6 +16,7 @@ import io.grpc.Server;
 import io.grpc.ServerCall;
 import io.grpc.ServerCallHandler;
 import io.grpc.ServerInterceptor;
+import io.grpc.ServerInterceptors;
 import io.grpc.Status;
 import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
 import io.grpc.stub.StreamObserver;
@@ -82,8 +83,7 @@ final class Apps {
 
   Server serveRpc(int port) throws IOException {
     return NettyServerBuilder.forAddress(new InetSocketAddress("127.0.0.1", port))
-        .intercept(new TokenCheck())
-        .addService(new Callback())
+        .addService(ServerInterceptors.intercept(new Callback(), new TokenCheck())) // health probes carry no token
         .addService(new AppCallbackHealthCheckGrpc.AppCallbackHealthCheckImplBase() {
           @Override
           public void healthCheck(Empty in, StreamObserver<DaprAppCallbackProtos.HealthCheckResponse> out) {
@@ -131,10 +131,10 @@ final class Apps {
       var all = DaprAppCallbackProtos.ListTopicSubscriptionsResponse.newBuilder();
       for (String pubsub : PUBSUBS) {
         for (String topic : List.of("shared", "rpc-plain", "rpc-bulk", "rpc-retried", "rpc-dead")) {
-          all.addSubscriptions(CommonSubscription.of(pubsub, topic));
+          all.addSubscriptions(Subscriptions.of(pubsub, topic));
         }
-        all.addSubscriptions(CommonSubscription.of(pubsub, "rpc-dropped").setDeadLetterTopic("rpc-dead"));
-        all.addSubscriptions(CommonSubscription.of(pubsub, "rpc-routed").setRoutes(DaprAppCallbackProtos.TopicRoutes.newBuilder()
+        all.addSubscriptions(Subscriptions.of(pubsub, "rpc-dropped").setDeadLetterTopic("rpc-dead"));
+        all.addSubscriptions(Subscriptions.of(pubsub, "rpc-routed").setRoutes(DaprAppCallbackProtos.TopicRoutes.newBuilder()
             .addRules(DaprAppCallbackProtos.TopicRule.newBuilder().setMatch("event.type == \"special\"").setPath("special")).setDefault("common")));
       }
       reply(out, all.build());
@@ -162,7 +162,7 @@ final class Apps {
   }
 
   /** Makes subscriptions of the gRPC app. */
-  private static final class CommonSubscription {
+  private static final class Subscriptions {
     static DaprAppCallbackProtos.TopicSubscription.Builder of(String pubsub, String topic) {
       return DaprAppCallbackProtos.TopicSubscription.newBuilder().setPubsubName(pubsub).setTopic(topic);
     }
