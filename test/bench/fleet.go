@@ -262,7 +262,12 @@ func (f *fleet) launch(spec sidecarSpec) (*sidecar, error) {
 		args = append(args, "--enable-profiling", "--profile-port", ports[3])
 	}
 	cmd := exec.Command(f.o.mecha, args...)
-	cmd.Env = append(os.Environ(), "MECHA_RUNTIME_DIR="+f.dir, "HOME="+f.dir)
+	// Folders of its own: no sidecar of the machine is met, and none of a user's files is read.
+	run := filepath.Join(f.dir, "run")
+	if err := os.MkdirAll(run, 0o700); err != nil {
+		return nil, err
+	}
+	cmd.Env = append(os.Environ(), "MECHA_RUNTIME_DIR="+run, "HOME="+run)
 	s.process, err = f.start(spec.name, cmd)
 	return s, err
 }
