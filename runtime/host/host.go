@@ -155,6 +155,10 @@ func Run(ctx context.Context, o Options) error {
 	} else if ctx.Err() != nil {
 		err = nil // told to end while it still waited for a port
 	}
+	h.about.Unready("runtime")
+	if err == nil {
+		h.block()
+	}
 	if stop := h.stop(); err == nil {
 		err = stop
 	}
@@ -291,26 +295,32 @@ func (h *Sidecar) announce(ctx context.Context) error {
 		return nil
 	}
 	port := h.services.Listeners.Peer.Addr().(*net.TCPAddr).Port
-	host := "127.0.0.1"
-	if !h.s.PeerIsLocal() {
-		host = h.s.HostAddress()
-	}
 	err := r.Register(ctx, block.Instance{ID: uuid.NewString(), App: h.self.App, Namespace: h.self.Namespace,
-		Address: net.JoinHostPort(host, fmt.Sprint(port)), Protocol: "mecha"})
+		Address: net.JoinHostPort(h.peerAddress(), fmt.Sprint(port)), Protocol: "mecha"})
 	if err != nil && ctx.Err() == nil {
 		return fault.New("host.announce", fault.Of(err), "cannot announce this sidecar to name resolution").Because(err)
 	}
 	return nil
 }
 
+// peerAddress is where other sidecars reach the peer port.
+func (h *Sidecar) peerAddress() string {
+	ip := net.ParseIP(h.s.PeerHost())
+	switch {
+	case ip != nil && !ip.IsUnspecified():
+		return ip.String()
+	case h.s.PeerIsLocal():
+		return "127.0.0.1"
+	}
+	return h.s.HostAddress() // bound on every address, or by name: others need an address
+}
+
 // stop takes the sidecar down in the reverse order, within the grace period.
 func (h *Sidecar) stop() error {
-	h.about.Unready("runtime")
 	if h.services == nil {
 		h.closeAll(context.Background())
 		return nil
 	}
-	h.block()
 	h.log.Info("Dapr is shutting down")
 	h.about.SetOutbound(false)
 	ctx, cancel := context.WithTimeout(context.Background(), h.s.GracefulShutdown)
