@@ -211,9 +211,10 @@ func (c *AppChannel) proxy(ctx context.Context, req *call.Request) (*call.Respon
 	start := time.Now()
 	cs, err := c.conn.NewStream(ctx, desc, req.Path, opts...)
 	if err != nil {
+		gone := ctx.Err() != nil // asked before we end it ourselves
 		cancel()
 		c.observe(req.Path, err, 0, 0, start)
-		if lost := c.unreached(err, nil); lost != nil && ctx.Err() == nil {
+		if lost := c.unreached(err, nil); lost != nil && !gone {
 			return nil, lost
 		}
 		return nil, fault.Wrap(opChannel, faultOf(err), err)
