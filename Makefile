@@ -12,7 +12,7 @@ FUZZ_FOR ?= 20s
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test check lint cross unit arrows e2e sdk conformance bench generate generated fuzz clean dev-up dev-down
+.PHONY: help build run test check lint cross unit arrows e2e faults sdk conformance bench generate generated fuzz clean dev-up dev-down
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,7 +54,10 @@ test: build ## everything, against real servers and SDKs; installs or starts wha
 	MECHA_FULL=1 MECHA_BIN=$(CURDIR)/$(BIN) deploy/dev/test
 
 e2e: build ## the black-box tests only
-	MECHA_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 15m ./test/e2e/...
+	MECHA_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 15m ./test/e2e/... ./test/mesh/...
+
+faults: build ## processes killed, halted and cut off under load; prints what each fault cost
+	MECHA_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 10m -v ./test/faults/...
 
 sdk: build ## the official SDKs as clients
 	MECHA_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 20m -v ./test/sdk/...
