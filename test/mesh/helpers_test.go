@@ -120,7 +120,9 @@ func nodeDir(t *testing.T) string {
 	t.Cleanup(func() {
 		if text, err := os.ReadFile(filepath.Join(dir, "lock")); err == nil {
 			if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
-				_ = syscall.Kill(pid, syscall.SIGKILL) // it may have left
+				if p, err := os.FindProcess(pid); err == nil {
+					_ = p.Kill() // it may have left
+				}
 			}
 		}
 		os.RemoveAll(dir)
