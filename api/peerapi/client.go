@@ -27,7 +27,7 @@ func NewClient(self string, log *slog.Logger) *Client {
 		var d net.Dialer
 		return d.DialContext(ctx, "tcp", addr)
 	}
-	return &Client{pool: link.NewPool(link.PoolConfig{Session: link.Config{Greeting: []byte(self), Log: log}, Dial: dial})}
+	return &Client{pool: link.NewPool(link.PoolConfig{Session: sessionConfig(self, log), Dial: dial})}
 }
 
 // Close lets calls in flight end until ctx does, then breaks what is left.
@@ -69,7 +69,12 @@ func (c *Client) Invoke(ctx context.Context, to block.Instance, req *call.Reques
 		resp.Stream, resp.Trailer = body, body.trailer
 	default:
 		if !final {
-			if first, err = st.ReadRest(first, wholeLimit(resp.Length)); err != nil {
+			mem := takeMemory(resp.Length)
+			if mem != nil {
+				resp.Held = mem
+			}
+			if first, err = st.ReadRest(mem.start(first), wholeLimit(resp.Length)); err != nil {
+				resp.Close()
 				up.fail(st)
 				return nil, up.blame(err)
 			}
@@ -79,11 +84,6 @@ func (c *Client) Invoke(ctx context.Context, to block.Instance, req *call.Reques
 	}
 	return resp, nil
 }
-
-// maxWhole bounds a body that is gathered in memory because its sender had it whole.
-const maxWhole = 64 << 20
-
-func wholeLimit(announced int64) int { return int(min(max(announced, 0), maxWhole)) }
 
 // finishWhole completes an answer that is all here.
 func finishWhole(resp *call.Response, data, trailer []byte) error {

@@ -35,7 +35,8 @@ type Server struct {
 // NewServer makes a server for one app. self is shown to peers in the handshake.
 func NewServer(serve Invocations, self string, log *slog.Logger) *Server {
 	s := &Server{serve: serve, log: log, sessions: map[*link.Session]struct{}{}, raw: map[net.Conn]struct{}{}}
-	s.cfg = link.Config{Greeting: []byte(self), Handler: s.handle, Log: log}
+	s.cfg = sessionConfig(self, log)
+	s.cfg.Handler = s.handle
 	return s
 }
 
@@ -143,7 +144,9 @@ func (s *Server) handle(st *link.Stream) {
 		req.Data, req.Length = first, int64(len(first))
 	case req.Upgrade != "": // no body; what follows is for the protocol switched to
 	case !streamed: // announced as whole but over one frame: gather it
-		if req.Data, err = st.ReadRest(first, wholeLimit(req.Length)); err != nil {
+		mem := takeMemory(req.Length)
+		defer mem.Close()
+		if req.Data, err = st.ReadRest(mem.start(first), wholeLimit(req.Length)); err != nil {
 			return // the stream is over; its error reached the caller
 		}
 		req.Length = int64(len(req.Data))
