@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -126,6 +127,7 @@ type Sidecar struct {
 	edges    sync.WaitGroup
 	cut      context.CancelFunc // breaks what the edges still serve
 	lost     chan error         // an edge that ended by itself
+	ending   atomic.Bool        // told to end: subscriptions stay stopped
 }
 
 // Run builds the sidecar and keeps it alive until ctx ends, a stop is requested over the API,
@@ -140,25 +142,30 @@ func Run(ctx context.Context, o Options) error {
 	defer cancel(nil)
 	err := h.start(ctx)
 	if err == nil {
+		// What goes on in the background, such as the app's health probes, outlives the request
+		// to end by the block duration.
+		living, rest := context.WithCancel(context.WithoutCancel(ctx))
+		defer rest()
 		background := make(chan struct{})
 		go func() {
 			defer close(background)
-			if err := h.settle(ctx, began); err != nil && ctx.Err() == nil {
+			if err := h.settle(living, began); err != nil && living.Err() == nil {
 				cancel(err)
 			}
 		}()
 		if err = h.wait(ctx); errors.Is(err, ErrForced) {
 			return err // at once: nothing is drained or closed
 		}
-		cancel(nil)
+		h.about.Unready("runtime")
+		if err == nil {
+			h.block()
+		}
+		rest()
 		<-background
 	} else if ctx.Err() != nil {
 		err = nil // told to end while it still waited for a port
 	}
 	h.about.Unready("runtime")
-	if err == nil {
-		h.block()
-	}
 	if stop := h.stop(); err == nil {
 		err = stop
 	}
@@ -352,12 +359,15 @@ func (h *Sidecar) stop() error {
 	return nil
 }
 
-// block keeps the APIs open for the block duration, or until the app is unhealthy.
+// block keeps the APIs open for the block duration, or until the app is unhealthy. Events are
+// not taken any more meanwhile.
 func (h *Sidecar) block() {
 	d := h.s.BlockShutdown
 	if d <= 0 {
 		return
 	}
+	h.ending.Store(true)
+	h.services.PubSub.Pause()
 	h.log.Info(fmt.Sprintf("Blocking graceful shutdown for %s or until app reports unhealthy...", d))
 	end := time.After(d)
 	tick := time.NewTicker(100 * time.Millisecond)

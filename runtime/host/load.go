@@ -330,6 +330,8 @@ func (h *Sidecar) serveApp(ctx context.Context) error {
 		case !healthy:
 			h.services.PubSub.Pause()
 			return
+		case h.ending.Load():
+			return
 		case !asked:
 			asked = true
 			h.askApp(ctx)
