@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -599,4 +600,112 @@ func TestProxyLargeStream(t *testing.T) {
 			t.Errorf("sidecar %s took up to %d MiB", s.AppID, peak>>20)
 		}
 	}
+}
+
+// TestCancelAcrossProtocols: an app learns that its caller has gone also when the two speak
+// different protocols.
+func TestCancelAcrossProtocols(t *testing.T) {
+	t.Parallel()
+	began, cancelled := make(chan struct{}, 4), make(chan struct{}, 4)
+	callee, caller := pair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hang" {
+			began <- struct{}{}
+			<-r.Context().Done()
+			cancelled <- struct{}{}
+		}
+	}))
+	for _, way := range bothWays(callee, caller) {
+		t.Run("gRPC caller, HTTP app/"+way.name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			go dapr(t, way.via.Target()).InvokeService(ctx, invokeRequest("callee", "hang", commonv1.HTTPExtension_GET, ""))
+			within(t, 5*time.Second, "the app gets the call", began)
+			cancel()
+			within(t, 1500*time.Millisecond, "the app's request is cancelled", cancelled)
+		})
+		t.Run("gRPC deadline, HTTP app/"+way.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			defer cancel()
+			_, err := dapr(t, way.via.Target()).InvokeService(ctx, invokeRequest("callee", "hang", commonv1.HTTPExtension_GET, ""))
+			if status.Code(err) != codes.DeadlineExceeded {
+				t.Errorf("got %v, want DeadlineExceeded", err)
+			}
+			within(t, 5*time.Second, "the app got the call", began)
+			within(t, 1500*time.Millisecond, "the app's request is cancelled", cancelled)
+		})
+	}
+	app := &hangingCallback{began: began, cancelled: cancelled}
+	mesh := harness.NewMesh(t)
+	callee = mesh.Start(harness.Options{AppID: "callee", AppPort: app.serve(t), Protocol: "grpc"})
+	caller = mesh.Start(harness.Options{AppID: "caller"})
+	for _, way := range bothWays(callee, caller) {
+		t.Run("HTTP caller, gRPC app/"+way.name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			go fetch(ctx, "GET", invokeURL(way.via, "callee", "hang"), nil)
+			within(t, 5*time.Second, "the app gets the call", began)
+			cancel()
+			within(t, 1500*time.Millisecond, "the app's call is cancelled", cancelled)
+		})
+	}
+}
+
+type hangingCallback struct {
+	runtimev1.UnimplementedAppCallbackServer
+	began, cancelled chan struct{}
+}
+
+func (a *hangingCallback) OnInvoke(ctx context.Context, _ *commonv1.InvokeRequest) (*commonv1.InvokeResponse, error) {
+	a.began <- struct{}{}
+	<-ctx.Done()
+	a.cancelled <- struct{}{}
+	return nil, ctx.Err()
+}
+
+func (a *hangingCallback) serve(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	runtimev1.RegisterAppCallbackServer(srv, a)
+	go srv.Serve(l)
+	t.Cleanup(srv.Stop)
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// TestManyCallersAtOnce: many calls of every kind at once come back with their own
+// answers.
+func TestManyCallersAtOnce(t *testing.T) {
+	t.Parallel()
+	callee, caller := pair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "a/b")
+		body, _ := io.ReadAll(r.Body)
+		w.Header().Set("X-Id", r.Header.Get("X-Id"))
+		w.Write(body)
+	}))
+	var all sync.WaitGroup
+	for i := range 16 {
+		way := bothWays(callee, caller)[i%2]
+		c := dapr(t, way.via.Target())
+		all.Go(func() {
+			for j := range 40 {
+				id := fmt.Sprintf("%d-%d", i, j)
+				want := strings.Repeat(id+",", 1+j*j*13)
+				if i%4 < 2 {
+					resp, body := harness.Do(t, "POST", invokeURL(way.via, "callee", "x"), []byte(want), "X-Id", id)
+					if string(body) != want || resp.Header.Get("X-Id") != id {
+						t.Errorf("call %s got the answer of %s with %d bytes, want %d", id, resp.Header.Get("X-Id"), len(body), len(want))
+					}
+					continue
+				}
+				out, err := c.InvokeService(callContext(t, "x-id", id), invokeRequest("callee", "x", commonv1.HTTPExtension_POST, want))
+				if err != nil || string(out.GetData().GetValue()) != want {
+					t.Errorf("call %s got %d bytes, want %d: %v", id, len(out.GetData().GetValue()), len(want), err)
+				}
+			}
+		})
+	}
+	all.Wait()
 }

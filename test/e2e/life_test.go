@@ -11,10 +11,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	runtimev1 "github.com/dapr/dapr/pkg/proto/runtime/v1"
 	"golang.org/x/net/http2"
 
 	"github.com/mecha-project/mecha/test/harness"
@@ -507,5 +509,60 @@ func TestDaprdName(t *testing.T) {
 	cmd.Process.Signal(syscall.SIGTERM)
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("daprd ended with %v", err)
+	}
+}
+
+// TestShutdownOverGRPC: the gRPC API can end the sidecar as the HTTP API can.
+func TestShutdownOverGRPC(t *testing.T) {
+	t.Parallel()
+	for _, force := range []bool{false, true} {
+		mesh := harness.NewMesh(t)
+		s := mesh.Start(harness.Options{AppID: "me"})
+		ctx, want := callContext(t), 0
+		if force {
+			ctx, want = callContext(t, "dapr-force-shutdown", "true"), 1
+		}
+		if _, err := dapr(t, s.Target()).Shutdown(ctx, &runtimev1.ShutdownRequest{}); err != nil {
+			t.Errorf("force=%v: %v", force, err)
+		}
+		if code := s.Wait(4 * time.Second); code != want {
+			t.Errorf("force=%v: exit code %d, want %d", force, code, want)
+		}
+	}
+}
+
+// TestBlockShutdownEndsWithApp: the block duration is over when the app turns unhealthy.
+func TestBlockShutdownEndsWithApp(t *testing.T) {
+	t.Parallel()
+	var ill atomic.Bool
+	mesh := harness.NewMesh(t)
+	s := mesh.Start(harness.Options{AppID: "me", AppPort: harness.Serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if ill.Load() {
+			w.WriteHeader(500)
+		}
+	})), Args: []string{"--dapr-block-shutdown-duration=30s", "--enable-app-health-check", "--app-health-probe-interval=1", "--app-health-threshold=1"}})
+	s.WaitLog("App entered healthy status")
+	s.Signal(syscall.SIGTERM)
+	s.WaitLog("Blocking graceful shutdown")
+	time.Sleep(200 * time.Millisecond)
+	ill.Store(true)
+	if code := s.Wait(6 * time.Second); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
+	}
+}
+
+// TestOutboundBeforeApp: an app may use its sidecar while it is still starting itself.
+func TestOutboundBeforeApp(t *testing.T) {
+	t.Parallel()
+	mesh := harness.NewMesh(t)
+	mesh.Start(harness.Options{AppID: "other", AppPort: harness.Serve(t, http.HandlerFunc(echo))})
+	s := mesh.Start(harness.Options{AppID: "me", AppPort: harness.FreePort(t), NoWait: true})
+	s.WaitOutbound()
+	if resp, body := harness.Do(t, "GET", invokeURL(s, "other", "x"), nil); resp.StatusCode != 200 {
+		t.Errorf("a call to another app got %d %s", resp.StatusCode, body)
+	}
+	s.Signal(syscall.SIGTERM)
+	if code := s.Wait(6 * time.Second); code != 0 {
+		t.Errorf("exit code %d, want 0, though the app never came", code)
 	}
 }

@@ -220,7 +220,7 @@ func TestListening(t *testing.T) {
 		Args: []string{"--dapr-public-port", fmt.Sprint(public), "--allowed-origins=*"}})
 	other := outsideAddress()
 	if other != "" {
-		for _, port := range []int{s.HTTP, s.GRPC, s.Metrics, public} {
+		for _, port := range []int{s.HTTP, s.GRPC, s.Metrics, s.Peer, public} {
 			if c, err := net.Dial("tcp", net.JoinHostPort(other, fmt.Sprint(port))); err == nil {
 				c.Close()
 				t.Errorf("port %d is open beyond this host", port)

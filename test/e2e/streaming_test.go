@@ -374,6 +374,7 @@ func TestEarlyAnswer(t *testing.T) {
 	callee, caller := pair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/early" {
 			http.NewResponseController(w).EnableFullDuplex() // else net/http reads the body first
+			w.Header().Set("Connection", "close")
 			w.WriteHeader(403)
 			io.WriteString(w, "no need to go on")
 			return
@@ -439,12 +440,32 @@ func TestExpectContinue(t *testing.T) {
 	t.Parallel()
 	callee, caller := pair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/refuse" {
+			http.NewResponseController(w).EnableFullDuplex() // else net/http reads the body first
+			w.Header().Set("Connection", "close")
 			w.WriteHeader(417)
 			return
 		}
 		echo(w, r)
 	}))
 	for _, way := range bothWays(callee, caller) {
+		t.Run(way.name+"/refused", func(t *testing.T) {
+			conn := dialPort(t, way.via.HTTP)
+			io.WriteString(conn, "POST /v1.0/invoke/callee/method/refuse HTTP/1.1\r\nHost: s\r\nExpect: 100-continue\r\nContent-Length: 3000000\r\n\r\n")
+			r := bufio.NewReader(conn)
+			for {
+				resp, err := http.ReadResponse(r, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if resp.StatusCode == 100 { // a large body is asked for beside the call
+					continue
+				}
+				if resp.StatusCode != 417 {
+					t.Errorf("got %d, want 417", resp.StatusCode)
+				}
+				return
+			}
+		})
 		t.Run(way.name, func(t *testing.T) {
 			conn := dialPort(t, way.via.HTTP)
 			r := bufio.NewReader(conn)
