@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -183,14 +182,10 @@ func TestMalformed(t *testing.T) {
 // TestIdleConnections: ten thousand callers that say nothing cost little, and the API answers
 // others meanwhile.
 func TestIdleConnections(t *testing.T) {
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		t.Fatal(err)
-	}
 	n := 10_000
-	if int(limit.Cur) < n+500 {
-		n = int(limit.Cur) - 500
-		t.Logf("only %d connections: the limit of open files is %d", n, limit.Cur)
+	if limit := openFiles(t); limit < n+500 {
+		n = limit - 500
+		t.Logf("only %d connections: the limit of open files is %d", n, limit)
 	}
 	mesh := harness.NewMesh(t)
 	s := mesh.Start(harness.Options{AppID: "me", AppPort: harness.Serve(t, http.HandlerFunc(echo))})
