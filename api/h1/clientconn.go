@@ -44,6 +44,11 @@ type stopper interface{ stop() bool }
 
 type stopFunc func() bool
 
+// afterFuncer is what the context package itself looks for in foreign contexts.
+type afterFuncer interface {
+	AfterFunc(f func()) (stop func() bool)
+}
+
 func (f stopFunc) stop() bool { return f() }
 
 // watch breaks the exchange off when ctx ends. The result is nil when ctx cannot end; when its
@@ -51,6 +56,9 @@ func (f stopFunc) stop() bool { return f() }
 func (cc *clientConn) watch(ctx context.Context) stopper {
 	if x, ok := ctx.(*exchangeContext); ok {
 		return x.watch(cc.abort)
+	}
+	if x, ok := ctx.(afterFuncer); ok { // cheaper than through the context package
+		return stopFunc(x.AfterFunc(cc.abort))
 	}
 	if ctx.Done() == nil {
 		return nil

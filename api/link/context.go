@@ -16,10 +16,29 @@ type callContext struct {
 	done  chan struct{}
 	err   error
 	timer *time.Timer
-	after map[*afterFunc]struct{}
+	first *afterFunc              // the usual case is one
+	after map[*afterFunc]struct{} // the others
 }
 
-type afterFunc struct{ f func() }
+// afterFunc is a function to run when its context ends.
+type afterFunc struct {
+	c *callContext
+	f func()
+}
+
+// stop takes the function back; it reports whether it had not begun.
+func (a *afterFunc) stop() bool {
+	c := a.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.first == a {
+		c.first = nil
+		return true
+	}
+	_, waiting := c.after[a]
+	delete(c.after, a)
+	return waiting
+}
 
 var _ context.Context = (*callContext)(nil)
 
@@ -61,19 +80,17 @@ func (c *callContext) AfterFunc(f func()) (stop func() bool) {
 		go f()
 		return func() bool { return false }
 	}
-	a := &afterFunc{f}
-	if c.after == nil {
-		c.after = make(map[*afterFunc]struct{})
+	a := &afterFunc{c, f}
+	switch {
+	case c.first == nil:
+		c.first = a
+	case c.after == nil:
+		c.after = map[*afterFunc]struct{}{a: {}}
+	default:
+		c.after[a] = struct{}{}
 	}
-	c.after[a] = struct{}{}
 	c.arm()
-	return func() bool {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		_, waiting := c.after[a]
-		delete(c.after, a)
-		return waiting
-	}
+	return a.stop
 }
 
 // arm starts the timer if there is something to time and none runs.
@@ -102,8 +119,11 @@ func (c *callContext) cancelLocked(err error) {
 	if c.timer != nil {
 		c.timer.Stop()
 	}
+	if c.first != nil {
+		go c.first.f()
+	}
 	for a := range c.after {
 		go a.f()
 	}
-	c.after = nil
+	c.first, c.after = nil, nil
 }

@@ -23,7 +23,8 @@ var budgets = []budget{
 	{"http/invoke", 1 << 10, 32, 60, 30, perRequest, "daprd 230; client and server alone 26"},
 	{"grpc/proxy", 1 << 10, 32, 60, 30, perRequest, "daprd 121; client and server alone 36"},
 	{"http/invoke", 64 << 10, 32, 300, 150, perRequest, "daprd 1454; client and server alone 200"},
-	{"http/invoke", 64 << 10, 1, 120, 60, addedP50, "daprd 400"},
+	// daprd's 1454 CPU-µs for 64 KiB do not fit into 400 µs, so its figure is one of 1 KiB.
+	{"http/invoke", 1 << 10, 1, 120, 60, addedP50, "daprd 400"},
 	// Both edges in one process and no hop between: never dearer than the way through two.
 	{"http/self", 1 << 10, 32, 60, 30, perRequest, "as http/invoke"},
 	{"grpc/self", 1 << 10, 32, 60, 30, perRequest, "as grpc/proxy"},
