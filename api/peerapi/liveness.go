@@ -9,9 +9,9 @@ import (
 
 // A host that vanishes without a word (its power, its network) must not hold calls for long:
 // other replicas may be there. With the link's own measures a session to it is given up after
-// 30 to 40 s; with these after 5 to 15. A peer that is stopped for less than 5 s loses nothing.
+// 30 to 40 s; with these after 5 to 11. A peer that is stopped for less than 5 s loses nothing.
 const (
-	pingInterval = 5 * time.Second
+	pingInterval = 3 * time.Second
 	pingTimeout  = 5 * time.Second
 )
 
