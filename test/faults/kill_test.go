@@ -1,6 +1,9 @@
+//go:build unix
+
 package faults
 
 import (
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -108,13 +111,18 @@ func TestCalleeSidecarStopped(t *testing.T) {
 	s.web.Signal(syscall.SIGCONT)
 	s.rpc.Signal(syscall.SIGCONT)
 	finish(t, l, l.now(), limits{failures: -1, outage: 6 * time.Second, recovery: 2 * time.Second})
+	for text := range strings.Lines(s.caller.Log()) {
+		if strings.Contains(text, "session") {
+			t.Errorf("the caller's sidecar lost a session: %s", text)
+		}
+	}
 }
 
 // replicas are two sidecars of one app, each with an app process of its own.
-func replicas(t *testing.T, mesh *harness.Mesh) (a, b *harness.Sidecar) {
+func replicas(t *testing.T, mesh *harness.Mesh, id, kind string) (a, b *harness.Sidecar) {
 	t.Helper()
 	start := func() *harness.Sidecar {
-		return mesh.Start(harness.Options{AppID: "web", AppPort: startApp(t, "http").port})
+		return mesh.Start(harness.Options{AppID: id, AppPort: startApp(t, kind).port, Protocol: kind})
 	}
 	return start(), start()
 }
@@ -122,7 +130,7 @@ func replicas(t *testing.T, mesh *harness.Mesh) (a, b *harness.Sidecar) {
 // One of two replicas is killed. Calls it had in flight may fail, and no others.
 func TestReplicaKilled(t *testing.T) {
 	mesh := harness.NewMesh(t)
-	victim, _ := replicas(t, mesh)
+	victim, _ := replicas(t, mesh, "web", "http")
 	caller := mesh.Start(harness.Options{AppID: "caller"})
 	const callers = 16
 	l := begin(t, "one of two replicas killed", callers, overHTTP(t, caller, "web"), overInvokeService(t, caller, "web"))
@@ -136,14 +144,17 @@ func TestReplicaKilled(t *testing.T) {
 // finishes what it has and its peers take the rest elsewhere.
 func TestReplicaLeaves(t *testing.T) {
 	mesh := harness.NewMesh(t)
-	leaver, _ := replicas(t, mesh)
+	web, _ := replicas(t, mesh, "web", "http")
+	rpc, _ := replicas(t, mesh, "rpc", "grpc")
 	caller := mesh.Start(harness.Options{AppID: "caller"})
-	l := begin(t, "one of two replicas leaves", 32, overHTTP(t, caller, "web"), overInvokeService(t, caller, "web"))
+	l := begin(t, "one of two replicas leaves", 32, overHTTP(t, caller, "web"), overProxy(t, caller, "rpc"), overInvokeService(t, caller, "web"))
 	l.warm()
 	told := l.now()
-	leaver.Signal(syscall.SIGTERM)
-	if code := leaver.Wait(10 * time.Second); code != 0 {
-		t.Errorf("the sidecar that was told to leave ended with %d, want 0", code)
+	for _, leaver := range []*harness.Sidecar{web, rpc} {
+		leaver.Signal(syscall.SIGTERM)
+		if code := leaver.Wait(10 * time.Second); code != 0 {
+			t.Errorf("the sidecar that was told to leave ended with %d, want 0", code)
+		}
 	}
 	finish(t, l, told, limits{failures: 0, outage: time.Second, recovery: 0})
 }

@@ -1,3 +1,5 @@
+//go:build unix
+
 package faults
 
 import (
@@ -123,7 +125,7 @@ func (a *app) kill() {
 
 // overHTTP calls an app with an HTTP invocation through a sidecar.
 func overHTTP(t testing.TB, s *harness.Sidecar, app string) caller {
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true}}
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true, DialContext: s.Dial}}
 	t.Cleanup(client.CloseIdleConnections)
 	url := s.URL("/v1.0/invoke/" + app + "/method/echo")
 	return func(ctx context.Context, n int64) error {
@@ -155,7 +157,8 @@ func overHTTP(t testing.TB, s *harness.Sidecar, app string) caller {
 func connect(t testing.TB, s *harness.Sidecar) *grpc.ClientConn {
 	t.Helper()
 	quick := backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.3, MaxDelay: 200 * time.Millisecond}
-	conn, err := grpc.NewClient(s.Target(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry(),
+	dial := func(ctx context.Context, addr string) (net.Conn, error) { return s.Dial(ctx, "tcp", addr) }
+	conn, err := grpc.NewClient("passthrough:///"+s.Target(), grpc.WithContextDialer(dial), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry(),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quick, MinConnectTimeout: time.Second}))
 	if err != nil {
 		t.Fatal(err)

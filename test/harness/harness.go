@@ -175,6 +175,15 @@ func (s *Sidecar) Ports() Ports { return Ports{s.HTTP, s.GRPC, s.Metrics, s.Peer
 // URL is the address of an API path.
 func (s *Sidecar) URL(path string) string { return fmt.Sprintf("http://127.0.0.1:%d%s", s.HTTP, path) }
 
+// Dial connects to the sidecar from where it runs (Options.Dial), for clients on its host.
+func (s *Sidecar) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if s.dial != nil {
+		return s.dial(ctx, network, addr)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, network, addr)
+}
+
 // Target is the gRPC API's address.
 func (s *Sidecar) Target() string { return fmt.Sprintf("127.0.0.1:%d", s.GRPC) }
 
