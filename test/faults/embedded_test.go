@@ -27,7 +27,9 @@ func embeddedFiles(dir string) map[string]string {
 	component := func(name, typ string) string {
 		return fmt.Sprintf("apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: %s}\nspec:\n  type: %s\n  version: v1\n  metadata:\n  - {name: dataDir, value: %q}\n", name, typ, dir)
 	}
-	return map[string]string{"state.yaml": component("statestore", "state.embedded"), "pubsub.yaml": component("pubsub", "pubsub.embedded")}
+	return map[string]string{"state.yaml": component("statestore", "state.embedded"),
+		// The default of a gibibyte is set aside at once, and small disks do not have it.
+		"pubsub.yaml": component("pubsub", "pubsub.embedded") + "  - {name: maxBytes, value: 16Mi}\n"}
 }
 
 // ledger holds what was acknowledged to callers, and what arrived.
