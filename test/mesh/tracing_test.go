@@ -172,6 +172,9 @@ func TestTraceHeaders(t *testing.T) {
 		{"rate 1, no parent", tracing("otlp grpc", addr, "1"), "", want{"new", "child", "01", true}, want{"new", "same", "01", true}},
 		{"rate 1, broken parent", tracing("otlp grpc", addr, "1"), "00-xyz", want{"new", "child", "01", true}, want{"new", "same", "01", true}},
 		{"small rate, sampled parent", tracing("otlp grpc", addr, "0.0001"), sampled, want{"new", "child", "01", true}, want{"new", "same", "01", true}},
+		{"rate unset, sampled parent", tracing("otlp grpc", addr, ""), sampled, want{"new", "child", "01", true}, want{"new", "same", "01", true}},
+		{"rate unset, unsampled parent", tracing("otlp grpc", addr, ""), unsampled, want{"new", "child", "00", false}, want{"new", "same", "00", false}},
+		{"rate unreadable, sampled parent", tracing("otlp grpc", addr, "often"), sampled, want{"new", "child", "01", true}, want{"new", "same", "01", true}},
 		{"rate 0, sampled parent", tracing("otlp grpc", addr, "0"), sampled, want{"", "echo", "01", false}, want{"", "echo", "01", false}},
 		{"rate 0, no parent", tracing("otlp grpc", addr, "0"), "", want{"", "", "", false}, want{"", "", "", false}},
 		{"no section, sampled parent", "", sampled, want{"echo", "echo", "01", false}, want{"echo", "echo", "01", false}},
@@ -245,6 +248,58 @@ func checkApp(t *testing.T, way, want, got, answer, sent string) {
 		}
 	default:
 		checkAnswer(t, way+" (app)", want, got, sent)
+	}
+}
+
+// Answers of every kind carry the trace context of their span, failures too; health checks
+// are not traced.
+func TestEveryAnswerIsTraced(t *testing.T) {
+	collected, addr := otlpGRPC(t)
+	s := harness.NewMesh(t).Start(harness.Options{AppID: "x", Config: tracing("otlp grpc", addr, "1"),
+		Files: map[string]string{"s.yaml": component("store", "state.in-memory"), "p.yaml": component("pubsub", "pubsub.in-memory")}})
+	s.WaitOutbound()
+	var checks []func() // of the spans, when they have arrived
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+		failed             bool
+	}{
+		{"GET", "/v1.0/state/store/k", "", 204, false},
+		{"POST", "/v1.0/state/store", "not json", 400, true},
+		{"GET", "/v1.0/state/nothere/k", "", 400, true},
+		{"POST", "/v1.0/publish/pubsub/t", "x", 204, false},
+		{"GET", "/v1.0/metadata", "", 200, false},
+		{"GET", "/v1.0/invoke/nobody/method/m", "", 500, true},
+		{"GET", "/no/such/path", "", 404, true},
+	} {
+		resp, body := harness.Do(t, c.method, s.URL(c.path), []byte(c.body), "traceparent", sampled, "tracestate", "v=1")
+		if resp.StatusCode != c.status {
+			t.Errorf("%s: %d %s, want %d", c.path, resp.StatusCode, body, c.status)
+		}
+		answer := resp.Header.Get("Traceparent")
+		if got := resp.Header.Get("Tracestate"); got != "v=1" {
+			t.Errorf("%s: the answer has tracestate %q, want the caller's", c.path, got)
+		}
+		checks = append(checks, func() {
+			got := collected.find(t, "x", c.path)
+			wantParent(t, c.path, answer, got)
+			if got.Failed != c.failed || got.Attrs["dapr.status_code"] != fmt.Sprint(c.status) || got.Parent != callerID {
+				t.Errorf("the span of %s is failed: %v, with status %s, below %s", c.path, got.Failed, got.Attrs["dapr.status_code"], got.Parent)
+			}
+		})
+	}
+	resp, _ := harness.Do(t, "GET", s.URL("/v1.0/healthz"), nil, "traceparent", sampled)
+	if got := resp.Header.Get("Traceparent"); got != "" {
+		t.Errorf("a health check is answered with traceparent %q, want none", got)
+	}
+	stop(s)
+	for _, check := range checks {
+		check()
+	}
+	for _, sp := range collected.list() {
+		if strings.Contains(sp.Name, "healthz") {
+			t.Errorf("a health check has a span: %+v", sp)
+		}
 	}
 }
 
