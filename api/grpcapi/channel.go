@@ -311,7 +311,7 @@ func (c *AppChannel) upload(cs grpc.ClientStream, req *call.Request, cancel cont
 		in := &messages{r: req.Stream, limit: c.o.MaxMessage}
 		for {
 			msg, err := in.next()
-			if errors.Is(err, io.EOF) {
+			if call.Ended(err) {
 				_ = cs.CloseSend()
 				return
 			}

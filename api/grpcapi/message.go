@@ -2,12 +2,12 @@ package grpcapi
 
 import (
 	"encoding/binary"
-	"errors"
 	"io"
 
 	"google.golang.org/grpc/mem"
 
 	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/call"
 )
 
 // A proxied call's body is a sequence of messages, each with the five-byte prefix that gRPC
@@ -49,7 +49,7 @@ type messages struct {
 // next returns the next message, in memory of its own. io.EOF means an orderly end.
 func (m *messages) next() ([]byte, error) {
 	if _, err := io.ReadFull(m.r, m.prefix[:]); err != nil {
-		if errors.Is(err, io.ErrUnexpectedEOF) {
+		if cutShort(err) {
 			return nil, errBadMessage
 		}
 		return nil, err
@@ -71,7 +71,7 @@ func (m *messages) next() ([]byte, error) {
 		got, err := io.ReadFull(m.r, buf[len(buf):k])
 		buf = buf[:len(buf)+got]
 		if err != nil {
-			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			if call.Ended(err) || cutShort(err) {
 				err = errBadMessage
 			}
 			return nil, err
@@ -79,6 +79,10 @@ func (m *messages) next() ([]byte, error) {
 	}
 	return buf, nil
 }
+
+// cutShort reports io.ReadFull's own word for an orderly end at the wrong place; an error
+// that wraps it tells of a broken connection.
+func cutShort(err error) bool { return err == io.ErrUnexpectedEOF } //nolint:errorlint // see above
 
 // frameOf wraps bytes for the pass-through codec.
 func frameOf(msg []byte) *frame { return &frame{data: mem.BufferSlice{mem.SliceBuffer(msg)}} }

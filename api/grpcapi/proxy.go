@@ -101,7 +101,7 @@ func (p *proxied) Respond(_ context.Context, resp *call.Response) error {
 	in := &messages{r: resp.Stream}
 	for {
 		msg, err := in.next()
-		if errors.Is(err, io.EOF) {
+		if call.Ended(err) {
 			break
 		}
 		if err != nil {

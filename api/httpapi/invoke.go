@@ -3,7 +3,6 @@ package httpapi
 import (
 	"context"
 	"encoding/base64"
-	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -274,7 +273,7 @@ func (r *Request) stream(resp *call.Response, fields call.Fields) error {
 				return fault.Wrap("httpapi.respond", fault.Canceled, werr)
 			}
 		}
-		if errors.Is(err, io.EOF) {
+		if call.Ended(err) {
 			break
 		}
 		if err != nil {

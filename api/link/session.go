@@ -352,8 +352,9 @@ func (s *Session) lost(sent fault.Sent) *fault.Error {
 	return e.Because(s.cause)
 }
 
-// errPeerClosed says in words what io.EOF means here.
-var errPeerClosed = fmt.Errorf("the peer closed the connection: %w", io.EOF)
+// errPeerClosed says in words what io.EOF means here. It does not wrap io.EOF: a reader of a
+// body would take the loss of the connection for the body's end.
+var errPeerClosed = fmt.Errorf("the peer closed the connection: %w", io.ErrUnexpectedEOF)
 
 func (s *Session) peerName() string {
 	if a := s.conn.RemoteAddr(); a != nil && a.String() != "" {

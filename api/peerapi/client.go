@@ -189,7 +189,7 @@ func (a *answer) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	a.ended, a.err = true, err
-	if errors.Is(err, io.EOF) {
+	if call.Ended(err) {
 		tail, broke := decodeEnd(a.st.Trailer())
 		if broke != nil {
 			a.err = broke

@@ -274,7 +274,7 @@ func copyBody(st *link.Stream, src io.Reader) error {
 				return werr
 			}
 		}
-		if errors.Is(err, io.EOF) {
+		if call.Ended(err) {
 			return nil
 		}
 		if err != nil {

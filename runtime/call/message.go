@@ -72,6 +72,11 @@ const (
 	GRPC
 )
 
+// Ended reports the orderly end of a body: io.EOF itself. An error that wraps it tells of a
+// connection that was closed, and whoever took that for the end would pass on half a body as
+// a whole one.
+func Ended(err error) bool { return err == io.EOF } //nolint:errorlint // see above
+
 // Unknown is the Length of a body whose size is not known before its end.
 const Unknown int64 = -1
 

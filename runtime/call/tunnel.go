@@ -2,7 +2,6 @@ package call
 
 import (
 	"context"
-	"errors"
 	"io"
 	"sync"
 )
@@ -44,6 +43,6 @@ func carry(dst io.Writer, src io.Reader) bool {
 			continue
 		}
 		half, ok := dst.(interface{ CloseWrite() error })
-		return errors.Is(err, io.EOF) && ok && half.CloseWrite() == nil
+		return Ended(err) && ok && half.CloseWrite() == nil
 	}
 }
