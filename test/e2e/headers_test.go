@@ -67,7 +67,7 @@ func TestRequestHeaders(t *testing.T) {
 		})
 		t.Run(way.name+"/no body", func(t *testing.T) {
 			_, body := raw(t, way.via.HTTP, "GET", get("GET", "/v1.0/invoke/callee/method/h"))
-			if got := decodeSeen(t, []byte(body)); got.Body != "" || got.Header["Transfer-Encoding"] != nil {
+			if got := decodeSeen(t, []byte(body)); got.Body != "" || got.Header["Transfer-Encoding"] != nil || got.Header["Accept-Encoding"] != nil || got.Header["User-Agent"] != nil {
 				t.Errorf("app saw %+v", got)
 			}
 		})

@@ -13,6 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/status"
+
 	"github.com/mecha-project/mecha/test/harness"
 )
 
@@ -229,5 +233,60 @@ func TestAppDown(t *testing.T) {
 		if _, body := harness.Do(t, "GET", invokeURL(way.via, "callee", "x"), nil); string(body) != "again" {
 			t.Errorf("%s: got %s", way.name, body)
 		}
+	}
+}
+
+// TestSidecarDies: when a sidecar is killed in the middle of a call, its caller sees a broken
+// answer and its app a cancelled request, whatever the protocol.
+func TestSidecarDies(t *testing.T) {
+	t.Parallel()
+	for _, which := range []string{"callee", "caller"} {
+		t.Run("HTTP/"+which, func(t *testing.T) {
+			t.Parallel()
+			cancelled := make(chan struct{}, 1)
+			callee, caller := pair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != "/stream" {
+					return
+				}
+				io.WriteString(w, "first\n")
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+				cancelled <- struct{}{}
+			}))
+			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+			defer cancel()
+			req, _ := http.NewRequestWithContext(ctx, "GET", invokeURL(caller, "callee", "stream"), nil)
+			resp, err := plain.RoundTrip(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			resp.Body.Read(make([]byte, 6))
+			map[string]*harness.Sidecar{"callee": callee, "caller": caller}[which].Kill()
+			if rest, err := io.ReadAll(resp.Body); err == nil || ctx.Err() != nil {
+				t.Errorf("the caller got %q to an end of %v", rest, err)
+			}
+			within(t, 2*time.Second, "the app's request is cancelled", cancelled)
+		})
+		t.Run("gRPC/"+which, func(t *testing.T) {
+			t.Parallel()
+			app := &mirrorApp{}
+			mesh := harness.NewMesh(t)
+			callee := mesh.Start(harness.Options{AppID: "callee", AppPort: app.serve(t), Protocol: "grpc"})
+			caller := mesh.Start(harness.Options{AppID: "caller"})
+			bs, err := dial(t, caller.Target()).FullDuplexCall(callContext(t, "dapr-app-id", "callee"))
+			if err == nil {
+				err = bs.Send(&grpc_testing.StreamingOutputCallRequest{})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			within(t, 5*time.Second, "the app gets the call", app.began)
+			map[string]*harness.Sidecar{"callee": callee, "caller": caller}[which].Kill()
+			if _, err := bs.Recv(); status.Code(err) != codes.Unavailable {
+				t.Errorf("the caller got %v, want Unavailable", err)
+			}
+			within(t, 2*time.Second, "the app's call is cancelled", app.cancelled)
+		})
 	}
 }

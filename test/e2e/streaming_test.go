@@ -367,6 +367,51 @@ func TestAppBreaksOff(t *testing.T) {
 	}
 }
 
+// TestCallerBreaksOff: a body that the caller does not finish never looks finished to the app,
+// nor does one over the limit.
+func TestCallerBreaksOff(t *testing.T) {
+	t.Parallel()
+	type outcome struct {
+		n   int64
+		err error
+	}
+	outcomes := make(chan outcome, 1)
+	callee, caller := pair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == "POST" {
+			n, err := io.Copy(io.Discard, r.Body)
+			outcomes <- outcome{n, err}
+		}
+	}))
+	for _, way := range bothWays(callee, caller) {
+		for _, tt := range []struct {
+			name, head string
+			body       io.Reader
+		}{
+			{"length", "Content-Length: 200000", strings.NewReader(strings.Repeat("x", 100_000))},
+			{"between chunks", "Transfer-Encoding: chunked", strings.NewReader("5\r\nhello\r\n")},
+			{"within a chunk", "Transfer-Encoding: chunked", strings.NewReader("ff\r\nhello")},
+			{"bad chunk", "Transfer-Encoding: chunked", strings.NewReader("5\r\nhello\r\nnonsense\r\n")},
+			{"over the limit", "Transfer-Encoding: chunked", io.MultiReader(strings.NewReader("500000\r\n"), zeros(0x500000), strings.NewReader("\r\n0\r\n\r\n"))},
+		} {
+			t.Run(way.name+"/"+tt.name, func(t *testing.T) {
+				conn := dialPort(t, way.via.HTTP)
+				fmt.Fprintf(conn, "POST /v1.0/invoke/callee/method/x HTTP/1.1\r\nHost: s\r\n%s\r\n\r\n", tt.head)
+				io.Copy(conn, tt.body) // the sidecar may hang up first
+				time.Sleep(50 * time.Millisecond)
+				conn.Close()
+				select {
+				case o := <-outcomes:
+					if o.err == nil {
+						t.Errorf("the app read %d bytes to a clean end", o.n)
+					}
+				case <-time.After(5 * time.Second):
+					t.Error("the app was left waiting for the body")
+				}
+			})
+		}
+	}
+}
+
 // TestEarlyAnswer: an app may answer before the request has ended; the caller gets the answer
 // at once and the sidecars keep working.
 func TestEarlyAnswer(t *testing.T) {
