@@ -371,10 +371,7 @@ func (st *Stream) RecvHeaders(ctx context.Context) (status int, header call.Fiel
 			return 0, nil, false, err
 		}
 	}
-	if st.err != nil && !st.recvEnded {
-		return 0, nil, false, st.err
-	}
-	return st.status, st.header, st.recvEnded, nil
+	return st.status, st.header, st.recvEnded, nil // a failure meanwhile shows when the body is read
 }
 
 // Do is Open and the wait for the answer's header. A whole request that provably never reached

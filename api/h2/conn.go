@@ -158,8 +158,9 @@ func (c *conn) end(cause error) {
 	if c.out.finishing || (c.away.closed && inFlight == 0) {
 		cause = net.ErrClosed // it was leaving and had nothing left to do
 	}
-	if c.away.peerErr != nil && (cause == io.EOF || errors.Is(cause, io.ErrUnexpectedEOF)) {
-		cause = c.away.peerErr
+	var ours *ConnError
+	if c.away.peerErr != nil && !errors.Is(cause, net.ErrClosed) && !errors.As(cause, &ours) {
+		cause = c.away.peerErr // it said why before it hung up
 	}
 	c.cause = cause
 	c.alive.stop()

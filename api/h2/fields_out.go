@@ -22,7 +22,6 @@ type encoder struct {
 	size    uint32 // of live entries
 	max     uint32 // of the table
 	resized bool   // the peer must be told of max
-	lowest  uint32 // smallest max since it was told
 }
 
 const (
@@ -42,17 +41,17 @@ type slot struct {
 
 func (e *encoder) init() {
 	e.seed = maphash.MakeSeed()
-	e.max, e.lowest = ourTableMax, ourTableMax
+	e.max = ourTableMax
 }
 
-// setMax obeys the peer's SETTINGS_HEADER_TABLE_SIZE.
+// setMax obeys the peer's SETTINGS_HEADER_TABLE_SIZE. A table that shrank and grows before the
+// peer was told stays small: telling both sizes in one block is allowed, and more than some
+// decoders understand.
 func (e *encoder) setMax(n uint32) {
-	n = min(n, ourTableMax)
-	if n == e.max {
+	if n = min(n, ourTableMax); n == e.max || (e.resized && n > e.max) {
 		return
 	}
 	e.max, e.resized = n, true
-	e.lowest = min(e.lowest, n)
 	e.evict(0)
 }
 
@@ -77,10 +76,6 @@ func (e *encoder) begin(b []byte) []byte {
 		return b
 	}
 	e.resized = false
-	if e.lowest < e.max {
-		b = appendInt(b, 0x20, 5, uint64(e.lowest))
-	}
-	e.lowest = e.max
 	return appendInt(b, 0x20, 5, uint64(e.max))
 }
 

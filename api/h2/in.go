@@ -383,7 +383,14 @@ func (c *conn) onGoaway(f frame, p []byte) *ConnError {
 	}
 	last := binary.BigEndian.Uint32(p) & maxID
 	code := ErrCode(binary.BigEndian.Uint32(p[4:]))
-	c.tellLeft()
+	if ce := c.noteGoaway(last, code, p[8:]); ce != nil {
+		return ce
+	}
+	c.tellLeft() // only now: whoever is told finds the connection unusable
+	return nil
+}
+
+func (c *conn) noteGoaway(last uint32, code ErrCode, text []byte) *ConnError {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	g := &c.away
@@ -392,7 +399,7 @@ func (c *conn) onGoaway(f frame, p []byte) *ConnError {
 	}
 	g.peer, g.peerLast = true, last
 	if code != NoError {
-		g.peerErr = &ConnError{Code: code, Text: printable(p[8:]), Peer: true}
+		g.peerErr = &ConnError{Code: code, Text: printable(text), Peer: true}
 	}
 	if c.cfg.client {
 		for id, st := range c.streams {
