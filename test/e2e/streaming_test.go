@@ -14,6 +14,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -376,8 +377,11 @@ func TestCallerBreaksOff(t *testing.T) {
 		err error
 	}
 	outcomes := make(chan outcome, 1)
+	var running atomic.Int32
 	callee, caller := pair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == "POST" {
+			running.Add(1)
+			defer running.Add(-1)
 			n, err := io.Copy(io.Discard, r.Body)
 			outcomes <- outcome{n, err}
 		}
@@ -404,8 +408,10 @@ func TestCallerBreaksOff(t *testing.T) {
 					if o.err == nil {
 						t.Errorf("the app read %d bytes to a clean end", o.n)
 					}
-				case <-time.After(5 * time.Second):
-					t.Error("the app was left waiting for the body")
+				case <-time.After(1500 * time.Millisecond): // a body broken from the start may never get there
+					if running.Load() > 0 {
+						t.Error("the app was left waiting for the body")
+					}
 				}
 			})
 		}
