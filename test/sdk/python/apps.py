@@ -89,7 +89,8 @@ def serve_rpc(inbox):
         keep(pubsub, 'plain')
         keep(pubsub, 'shared')
         keep(pubsub, 'raw', metadata={'rawPayload': 'true'})
-        keep(pubsub, 'routed', name='common')
+        # This SDK cannot name a default route beside rules; what no rule takes is dropped.
+        keep(pubsub, 'routed', name='common', rule=Rule('event.type != "unmatched"', 2))
         keep(pubsub, 'routed', name='special', rule=Rule('event.type == "special"', 1))
         keep(pubsub, 'dropped', answer='drop', dead_letter_topic='rpc-dead')
         keep(pubsub, 'dead')

@@ -60,6 +60,7 @@ def pubsub_steps(r, c, side, pubsub, inbox):
             expect('data', data(take(route)), kind)
 
     def routed():
+        publish('routed', 'nobody wants this', metadata={'cloudevent.type': 'unmatched'})
         for kind, route in [('special', 'special'), ('other', 'common')]:
             publish('routed', kind, metadata={'cloudevent.type': kind})
             expect('data', data(take(route)), kind)
