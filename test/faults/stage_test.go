@@ -62,6 +62,10 @@ func runApp(kind, port string) {
 }
 
 func echo(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/stream" {
+		stream(w, r)
+		return
+	}
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		return // the caller is gone
