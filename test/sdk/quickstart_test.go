@@ -57,6 +57,7 @@ var (
 // quickstart is a run of the sample.
 type quickstart struct {
 	cmd    *exec.Cmd
+	binary string
 	marker string // in the environment of everything it starts
 	done   chan error
 
@@ -91,13 +92,13 @@ func startQuickstart(t *testing.T) *quickstart {
 		template = bytes.ReplaceAll(template, []byte(port), fmt.Append(nil, harness.FreePort(t)))
 	}
 	mesh := harness.NewMesh(t)
-	q := &quickstart{marker: "MECHA_QUICKSTART_TEST=" + filepath.Base(mesh.Dir), done: make(chan error, 1)}
+	q := &quickstart{binary: harness.Binary(t), marker: "MECHA_QUICKSTART_TEST=" + filepath.Base(mesh.Dir), done: make(chan error, 1)}
 	q.cmd = exec.Command("./run.sh", "-f", "-")
 	q.cmd.Dir, q.cmd.Stdin = sample, bytes.NewReader(template)
 	q.cmd.Stdout, q.cmd.Stderr = q, q
 	q.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a shell with job control does
 	q.cmd.WaitDelay = 5 * time.Second
-	q.cmd.Env = append(os.Environ(), "MECHA_BIN="+harness.Binary(t), "HOME="+mesh.Dir, "MECHA_RUNTIME_DIR="+mesh.Dir, q.marker,
+	q.cmd.Env = append(os.Environ(), "MECHA_BIN="+q.binary, "HOME="+mesh.Dir, "MECHA_RUNTIME_DIR="+mesh.Dir, q.marker,
 		"GOCACHE="+goEnv(t, "GOCACHE"), "GOMODCACHE="+goEnv(t, "GOMODCACHE"))
 	if err := q.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -192,10 +193,11 @@ func (q *quickstart) left() []int {
 	return pids
 }
 
+// leftButNode lists them without the embedded node.
 func (q *quickstart) leftButNode() map[int]string {
 	all := q.commands()
 	for pid, command := range all {
-		if strings.Contains(command, "mecha embedded ") {
+		if strings.HasPrefix(command, q.binary+" embedded ") {
 			delete(all, pid)
 		}
 	}
