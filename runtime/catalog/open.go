@@ -99,14 +99,19 @@ func (c *Catalog) Open(s Spec) (*Opened, error) {
 
 // place prepares the handle; calling the result publishes it.
 func (c *Catalog) place(info Info, comp block.Component) func() {
-	switch b := comp.(type) {
-	case block.State:
-		return func() {
-			c.State.Put(&Handle[block.State]{Info: info, Component: b, Target: c.target(call.State, info.Name)})
+	// By what was declared, not by what it can do: one type may serve several blocks.
+	switch kind, _, _ := strings.Cut(info.Type, "."); block.Kind(kind) {
+	case block.KindState:
+		if b, ok := comp.(block.State); ok {
+			return func() {
+				c.State.Put(&Handle[block.State]{Info: info, Component: b, Target: c.target(call.State, info.Name)})
+			}
 		}
-	case block.PubSub:
-		return func() {
-			c.PubSub.Put(&Handle[block.PubSub]{Info: info, Component: b, Target: c.target(call.Publish, info.Name)})
+	case block.KindPubSub:
+		if b, ok := comp.(block.PubSub); ok {
+			return func() {
+				c.PubSub.Put(&Handle[block.PubSub]{Info: info, Component: b, Target: c.target(call.Publish, info.Name)})
+			}
 		}
 	}
 	return func() {}

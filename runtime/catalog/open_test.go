@@ -3,6 +3,7 @@ package catalog_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -108,6 +109,42 @@ func TestPublishedComponentsHaveTheirPolicy(t *testing.T) {
 	}
 	if d := cmp.Diff([]string{"p", "s"}, got); d != "" {
 		t.Errorf("infos (-want +got):\n%s", d)
+	}
+}
+
+// both is a product whose one type serves two blocks.
+type both struct {
+	broker
+	store
+}
+
+func (b *both) Ping(context.Context) error  { return nil }
+func (b *both) Close(context.Context) error { return nil }
+
+func TestAComponentIsPlacedByItsDeclaration(t *testing.T) {
+	set, err := block.NewSet(block.Backend{Name: "test", Parts: []block.Part{
+		block.StatePart("both", "", defaults, func(block.Env, *config) (block.State, error) { return &both{}, nil }),
+		block.PubSubPart("both", "", defaults, func(block.Env, *config) (block.PubSub, error) { return &both{}, nil })}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := catalog.New(catalog.Options{Backends: set, Log: slog.New(slog.DiscardHandler), Env: func(string, *slog.Logger) block.Env { return block.Env{} },
+		Chain: func(*call.Target) *call.Chain { return nil }})
+	for _, typ := range []string{"pubsub.both", "state.both"} {
+		o, err := c.Open(catalog.Spec{Name: typ, Type: typ})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Publish(o)
+	}
+	if _, err := c.PubSub.Lookup("pubsub.both"); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.State.Lookup("state.both"); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.State.Lookup("pubsub.both"); err == nil {
+		t.Error("a broker is among the stores")
 	}
 }
 

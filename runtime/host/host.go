@@ -50,6 +50,8 @@ type Options struct {
 	Tracing   Tracing // may be nil
 	// Loaded lists components that an edge opened itself (HTTP middleware), for metadata.
 	Loaded []catalog.Info
+	// ListenFor is how long a port in use is tried again; 0 means 10 s.
+	ListenFor time.Duration
 }
 
 // Tracing starts the spans that no edge starts: of calls that arrive and of messages.
@@ -196,11 +198,16 @@ func (h *Sidecar) wait(ctx context.Context) error {
 }
 
 // start brings the sidecar up to the point where its APIs answer.
-func (h *Sidecar) start(ctx context.Context) error {
+func (h *Sidecar) start(ctx context.Context) (err error) {
 	l, err := h.listen(ctx)
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil { // before there are servers, nobody else would
+			l.close()
+		}
+	}()
 	peerPort := l.Peer.Addr().(*net.TCPAddr).Port
 	for k, v := range h.s.ProcessEnv(peerPort) {
 		os.Setenv(k, v)

@@ -2,18 +2,21 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/mecha-project/mecha/runtime/telemetry"
 )
 
-// listenFor is how long a port in use is tried again: a predecessor may still be closing it.
-const listenFor = 10 * time.Second
+// defaultListenFor is how long a port in use is tried again: a predecessor may still be closing
+// it.
+const defaultListenFor = 10 * time.Second
 
 // listen binds every port the sidecar answers on.
 func (h *Sidecar) listen(ctx context.Context) (l Listeners, err error) {
@@ -29,7 +32,7 @@ func (h *Sidecar) listen(ctx context.Context) (l Listeners, err error) {
 		return l, err
 	}
 	if h.s.PublicPort > 0 {
-		if l.Public, err = retryListen(ctx, "tcp", join(h.s.PublicHost(), h.s.PublicPort)); err != nil {
+		if l.Public, err = retryListen(ctx, "tcp", join(h.s.PublicHost(), h.s.PublicPort), h.o.ListenFor); err != nil {
 			return l, fmt.Errorf("failed to start public HTTP server: %w", err)
 		}
 	}
@@ -48,7 +51,7 @@ func (h *Sidecar) apiListeners(ctx context.Context, api, scope, short string, po
 	if h.s.UnixDomainSocket != "" {
 		path := filepath.Join(h.s.UnixDomainSocket, "dapr-"+h.s.AppID+"-"+short+".socket")
 		removeStale(path)
-		l, err := retryListen(ctx, "unix", path)
+		l, err := retryListen(ctx, "unix", path, h.o.ListenFor)
 		if err != nil {
 			return nil, fmt.Errorf("failed to start API %s server: %w", api, err)
 		}
@@ -62,7 +65,7 @@ func (h *Sidecar) apiListeners(ctx context.Context, api, scope, short string, po
 		if at == 0 && len(out) > 0 { // the same free port on every address
 			at = out[0].Addr().(*net.TCPAddr).Port
 		}
-		l, err := retryListen(ctx, "tcp", join(host, at))
+		l, err := retryListen(ctx, "tcp", join(host, at), h.o.ListenFor)
 		if err != nil {
 			log.Error(fmt.Sprintf("Failed to listen for %s server on TCP address %s with error: %v", api, join(host, at), err))
 			last = err
@@ -91,13 +94,17 @@ func removeStale(path string) {
 
 func join(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
 
-// retryListen tries until the port is free or listenFor is over.
-func retryListen(ctx context.Context, network, addr string) (net.Listener, error) {
+// retryListen tries until the port is free or patience is over. What is not a port in use will
+// not get better.
+func retryListen(ctx context.Context, network, addr string, patience time.Duration) (net.Listener, error) {
+	if patience <= 0 {
+		patience = defaultListenFor
+	}
 	var cfg net.ListenConfig
-	deadline := time.Now().Add(listenFor)
+	deadline := time.Now().Add(patience)
 	for {
 		l, err := cfg.Listen(ctx, network, addr)
-		if err == nil || time.Now().After(deadline) || ctx.Err() != nil {
+		if err == nil || !inUse(err) || time.Now().After(deadline) || ctx.Err() != nil {
 			return l, err
 		}
 		select {
@@ -105,6 +112,11 @@ func retryListen(ctx context.Context, network, addr string) (net.Listener, error
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// inUse recognises an address in use; 10048 is how Windows says it.
+func inUse(err error) bool {
+	return errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.Errno(10048))
 }
 
 func (l *Listeners) close() {
