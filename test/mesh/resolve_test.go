@@ -78,6 +78,16 @@ func TestResolvers(t *testing.T) {
 				t.Errorf("60 calls went to %v, want a good part to each of the two living replicas", got)
 			}
 			replicas[0].Kill()
+			// A call on the dead replica's session fails if it is sent before the end of the
+			// session is noticed: nobody knows then whether the app has seen it.
+			good := 0
+			eventually(t, 5*time.Second, "the death is noticed", func() bool {
+				resp, _ := harness.Do(t, "GET", caller.URL("/v1.0/invoke/orders/method/who"), nil)
+				if good++; resp.StatusCode != 200 {
+					good = 0
+				}
+				return good == 5
+			})
 			if got := tally(t, caller, "orders", 30); got["replica 1"] != 30 {
 				t.Errorf("after a replica died, 30 calls went to %v, want all to the one left", got)
 			}
