@@ -67,9 +67,10 @@ const (
 // builtinServiceRetry repeats a call to another app only when the peer sidecar cannot have
 // seen it: a POST repeated after an ambiguous failure could act twice. An error with a reason
 // was given by a sidecar that answered (its app is down or unhealthy): that is an answer, not
-// a transport failure.
+// a transport failure. Other codes (a certificate that does not fit, a head too large) fail the
+// same way again.
 func builtinServiceRetry(c *call.Call, err error) (time.Duration, bool) {
-	if c.Attempt > builtinRetries || fault.SentOf(err) != fault.SentNever || fault.ReasonOf(err) != "" {
+	if c.Attempt > builtinRetries || fault.Of(err) != fault.Unavailable || fault.SentOf(err) != fault.SentNever || fault.ReasonOf(err) != "" {
 		return 0, false
 	}
 	return builtinPause, true

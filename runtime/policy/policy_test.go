@@ -30,9 +30,10 @@ func TestBuiltInRetries(t *testing.T) {
 	}{
 		{"a peer that cannot be reached is tried four times, a second apart", call.Service, false,
 			[]error{never(fault.Unavailable, "")}, seconds(0, 1, 2, 3), never(fault.Unavailable, "")},
-		{"until it is there", call.Service, false, []error{never(fault.Unavailable, ""), never(fault.NotFound, ""), nil}, seconds(0, 1, 2), nil},
+		{"until it is there", call.Service, false, []error{never(fault.Unavailable, ""), never(fault.Unavailable, ""), nil}, seconds(0, 1, 2), nil},
 		{"what may have been sent is not repeated", call.Service, false, []error{maybe}, seconds(0), maybe},
 		{"nor what nobody knows about", call.Service, false, []error{errors.New("x")}, seconds(0), errors.New("x")},
+		{"what will fail the same way again is not repeated", call.Service, false, []error{never(fault.Unauthenticated, "")}, seconds(0), never(fault.Unauthenticated, "")},
 		{"a sidecar whose app is down has answered", call.Service, false, []error{never(fault.Unavailable, fault.AppUnreachable)}, seconds(0), never(fault.Unavailable, fault.AppUnreachable)},
 		{"a second failure of another kind ends it", call.Service, false, []error{never(fault.Unavailable, ""), maybe}, seconds(0, 1), maybe},
 		{"a streamed body is gone", call.Service, true, []error{never(fault.Unavailable, "")}, seconds(0), never(fault.Unavailable, "")},
