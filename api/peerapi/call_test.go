@@ -239,6 +239,74 @@ func (*switched) Read([]byte) (int, error)    { return 0, io.EOF }
 func (*switched) Write(p []byte) (int, error) { return len(p), nil }
 func (*switched) Close() error                { return nil }
 
+// shouter is an app's side of an upgraded connection: it repeats in capitals, then hangs up.
+func shouter() (app io.ReadWriteCloser, done chan struct{}) {
+	ours, theirs := net.Pipe()
+	done = make(chan struct{})
+	go func() {
+		defer close(done)
+		defer theirs.Close()
+		buf := make([]byte, 100)
+		for {
+			n, err := theirs.Read(buf)
+			if err != nil {
+				return
+			}
+			if _, err := theirs.Write(bytes.ToUpper(buf[:n])); err != nil {
+				return
+			}
+		}
+	}()
+	return ours, done
+}
+
+func TestAnOfferToSwitchProtocols(t *testing.T) {
+	for _, taken := range []bool{true, false} {
+		t.Run(fmt.Sprintf("taken %v", taken), func(t *testing.T) {
+			var offered string
+			ended := make(chan struct{})
+			p := newPair(t, func(ctx context.Context, req *call.Request, _ string, out call.Responder) error {
+				defer close(ended)
+				offered = req.Upgrade
+				if !taken {
+					return out.Respond(ctx, &call.Response{Status: 426, Data: []byte("no")})
+				}
+				app, done := shouter()
+				err := out.Respond(ctx, &call.Response{Status: 101, Upgrade: app})
+				<-done
+				return err
+			})
+			resp, err := p.Invoke(within(t), p.at, &call.Request{Target: "x", Verb: "GET", Upgrade: "shouting"})
+			if err != nil || offered != "shouting" {
+				t.Fatalf("offered %q, %v", offered, err)
+			}
+			if !taken {
+				if resp.Status != 426 || string(resp.Data) != "no" || resp.Upgrade != nil {
+					t.Errorf("declined: %+v", resp)
+				}
+				resp.Close()
+				eventually(t, "the end of the call", ended)
+				return
+			}
+			if resp.Status != 101 || resp.Upgrade == nil {
+				t.Fatalf("taken: %+v", resp)
+			}
+			buf := make([]byte, 100)
+			for _, word := range []string{"one", "two"} {
+				if _, err := resp.Upgrade.Write([]byte(word)); err != nil {
+					t.Fatal(err)
+				}
+				n, err := resp.Upgrade.Read(buf)
+				if err != nil || string(buf[:n]) != strings.ToUpper(word) {
+					t.Fatalf("said %q, heard %q, %v", word, buf[:n], err)
+				}
+			}
+			resp.Close()
+			eventually(t, "the app's end of the connection", ended)
+		})
+	}
+}
+
 func TestAnUploadThatFailsIsTheCallersError(t *testing.T) {
 	gone := fault.New("http", fault.Canceled, "the caller hung up")
 	seen := make(chan error, 1)

@@ -51,6 +51,7 @@ var requests = []struct {
 		Header: call.Fields{{Name: "X-One", Value: "1"}, {Name: "x-one", Value: ""}, {Name: "X-Bytes", Value: "\x00\xff"}}, Data: []byte("whole")}},
 	{"request_unary", call.Request{Protocol: call.Unary, Target: "shop", Verb: "PUT", Path: "m", TypeURL: "type.googleapis.com/a.B", Data: make([]byte, 300)}},
 	{"request_grpc_stream", call.Request{Protocol: call.GRPC, Target: "shop", Path: "/a.B/C", Stream: stream(""), Length: call.Unknown}},
+	{"request_upgrade", call.Request{Target: "shop", Verb: "GET", Path: "ws", Upgrade: "websocket"}},
 	{"request_known_length_stream", call.Request{Target: "shop", Verb: "PUT", Path: "m", Stream: stream(""), Length: 1 << 40}},
 }
 
@@ -83,6 +84,7 @@ var answers = []struct {
 	{"response_whole", call.Response{Status: 200, Type: "text/plain", Header: call.Fields{{Name: "X-A", Value: "1"}}, Data: []byte("ok")}},
 	{"response_head", call.Response{Status: 200, Length: 12345}},
 	{"response_stream", call.Response{Status: 599, Stream: stream(""), Length: call.Unknown}},
+	{"response_upgraded", call.Response{Status: 101, Upgrade: raw{}, Header: call.Fields{{Name: "Upgrade", Value: "websocket"}}}},
 	{"response_grpc_app", call.Response{Status: 200, FromGRPC: true, TypeURL: "t/x", Data: []byte{1}}},
 	{"response_grpc_app_failed", call.Response{Status: 200, FromGRPC: true, GRPCStatus: []byte{8, 5}}},
 }
@@ -101,7 +103,8 @@ func TestAnswersOnTheWire(t *testing.T) {
 				want.Length = int64(len(want.Data))
 			}
 			want.Data, want.Stream = nil, nil
-			if d := cmp.Diff(&want, got); d != "" || streamed != (tt.resp.Stream != nil) || upgrade {
+			want.Upgrade = nil
+			if d := cmp.Diff(&want, got); d != "" || streamed != (tt.resp.Stream != nil) || upgrade != (tt.resp.Upgrade != nil) {
 				t.Errorf("streamed %v, upgrade %v (-want +got):\n%s", streamed, upgrade, d)
 			}
 		})

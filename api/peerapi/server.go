@@ -29,6 +29,7 @@ type Server struct {
 	sessions map[*link.Session]struct{} // guarded by mu
 	raw      map[net.Conn]struct{}      // guarded by mu: connections in handshake
 	closing  bool                       // guarded by mu
+	entering sync.WaitGroup             // handshakes; none begins once closing is set
 	running  sync.WaitGroup
 }
 
@@ -78,20 +79,29 @@ func (s *Server) admit(conn net.Conn) {
 		return
 	}
 	s.raw[conn] = struct{}{}
+	s.entering.Add(1)
 	s.mu.Unlock()
 
-	sess, err := link.NewServer(conn, s.cfg)
+	// From the moment the peer is accepted it may call, so a shutdown must let its calls end.
+	cfg := s.cfg
+	cfg.Check = func([]byte) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.raw, conn)
+		if s.closing {
+			return fault.New("peerapi.admit", fault.Unavailable, "this sidecar is shutting down")
+		}
+		return nil
+	}
+	sess, err := link.NewServer(conn, cfg)
 
 	s.mu.Lock()
 	delete(s.raw, conn)
-	if err == nil && s.closing {
-		err = net.ErrClosed
-		sess.Close()
-	}
 	if err == nil {
 		s.sessions[sess] = struct{}{}
 	}
 	s.mu.Unlock()
+	s.entering.Done()
 	if err != nil {
 		conn.Close()
 		s.log.Debug("a peer connection was refused", "peer", conn.RemoteAddr().String(), "err", err)
@@ -111,6 +121,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	for c := range s.raw {
 		c.Close()
 	}
+	s.mu.Unlock()
+	s.entering.Wait() // those just accepted are sessions now
+	s.mu.Lock()
 	all := make([]*link.Session, 0, len(s.sessions))
 	for sess := range s.sessions {
 		all = append(all, sess)
