@@ -155,7 +155,6 @@ func TestStateFailures(t *testing.T) {
 		}
 	}
 	k := newKit(t, grpcapi.Options{State: &stateService{err: fault.New("op", fault.Unsupported, "x").With(fault.NoQuery)}})
-	//lint:ignore SA1019 apps that call it get an answer
 	if _, err := k.QueryStateAlpha1(within(t), &runtimev1.QueryStateRequest{StoreName: "s"}); status.Code(err) != codes.Internal || info(t, err).Reason != "DAPR_STATE_QUERYING_NOT_SUPPORTED" {
 		t.Errorf("a query: %v", err)
 	}

@@ -51,7 +51,7 @@ func TestWhatInvokeServiceAsksFor(t *testing.T) {
 				return out.Respond(ctx, &call.Response{Status: 200, Data: []byte("y"), Type: "a/b", TypeURL: "r/y"})
 			})})
 			ctx := metadata.AppendToOutgoingContext(within(t), "X-Mine", "1", "data-bin", "\x00\xff", "dapr-api-token", "secret")
-			resp, err := k.InvokeService(ctx, &runtimev1.InvokeServiceRequest{Id: "target", Message: tt.msg}) //nolint:staticcheck // the old way is served too
+			resp, err := k.InvokeService(ctx, &runtimev1.InvokeServiceRequest{Id: "target", Message: tt.msg})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -112,7 +112,7 @@ func TestWhatInvokeServiceAnswers(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			k := newKit(t, grpcapi.Options{Invoke: tt.invoke, MaxMessage: 1024})
 			var header metadata.MD
-			resp, err := k.InvokeService(within(t), invokeRequest("x", "m", nil), grpc.Header(&header)) //nolint:staticcheck // as above
+			resp, err := k.InvokeService(within(t), invokeRequest("x", "m", nil), grpc.Header(&header))
 			st := status.Convert(err)
 			if st.Code() != tt.code || !strings.HasPrefix(st.Message(), tt.text) || string(resp.GetData().GetValue()) != tt.data {
 				t.Errorf("got %q, %v %q", resp.GetData().GetValue(), st.Code(), st.Message())
@@ -136,7 +136,7 @@ func TestInvokeServiceRefuses(t *testing.T) {
 		"no message":       {&runtimev1.InvokeServiceRequest{Id: "x"}, "failed to invoke, id: x, err: "},
 		"a forbidden path": {invokeRequest("x", "a?b", nil), "failed to invoke, id: x, err: code = InvalidArgument desc = method contains forbidden character"},
 	} {
-		_, err := k.InvokeService(within(t), tt.req) //nolint:staticcheck // as above
+		_, err := k.InvokeService(within(t), tt.req)
 		if st := status.Convert(err); st.Code() != codes.Internal || !strings.HasPrefix(st.Message(), tt.text) {
 			t.Errorf("%s: %v", name, err)
 		}

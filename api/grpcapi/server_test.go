@@ -95,7 +95,7 @@ func TestHiddenMethods(t *testing.T) {
 
 func TestAPanicIsOneCallsError(t *testing.T) {
 	k := newKit(t, grpcapi.Options{Invoke: invokeFunc(func(context.Context, *call.Request, call.Responder) error { panic("boom") })})
-	_, err := k.InvokeService(within(t), invokeRequest("x", "m", nil)) //nolint:staticcheck // the old way of invoking is served too
+	_, err := k.InvokeService(within(t), invokeRequest("x", "m", nil))
 	if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "boom") {
 		t.Errorf("unary: %v", err)
 	}
@@ -238,7 +238,7 @@ func TestDrainLetsCallsEndOrBreaksThem(t *testing.T) {
 		})})
 		got := make(chan error, 1)
 		go func() {
-			_, err := k.InvokeService(context.Background(), invokeRequest("x", "m", nil)) //nolint:staticcheck // as above
+			_, err := k.InvokeService(context.Background(), invokeRequest("x", "m", nil))
 			got <- err
 		}()
 		<-started
