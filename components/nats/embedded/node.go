@@ -201,9 +201,13 @@ func startServer(d dir, durability Durability, log *slog.Logger, trouble chan st
 		MaxControlLine: 16 << 10,
 		// A client may be handed many large messages at once; dropping its connection at the
 		// default of 64 MiB would only make it ask again.
-		MaxPending:             256 << 20,
-		JetStreamMaxMemory:     64 << 20, // nothing of ours is kept in memory
-		NoSystemAccount:        true,     // spares its periodic statistics
+		MaxPending:         256 << 20,
+		JetStreamMaxMemory: 64 << 20, // nothing of ours is kept in memory
+		// A stream's maxBytes is a bound for us and a reservation for the library, which by
+		// default refuses what the disk has no room for today: a laptop with 900 MB free could not
+		// start. A disk that does fill up is noticed when it does.
+		JetStreamMaxStore:      1 << 50,
+		NoSystemAccount:        true, // spares its periodic statistics
 		DisableJetStreamBanner: true,
 		JetStreamLimits:        server.JSLimitOpts{MaxBatchInflightPerStream: 1000, MaxBatchInflightTotal: 10000},
 	}
