@@ -280,5 +280,8 @@ func (r *reader) error() error {
 	if r.bad || code == fault.OK {
 		return malformed("error")
 	}
+	if reason == "" {
+		reason = fault.PeerAnswered
+	}
 	return &fault.Error{Op: "peer", Code: code, Sent: sent, After: after, Reason: reason, Msg: msg}
 }

@@ -119,10 +119,10 @@ func TestErrorsOnTheWire(t *testing.T) {
 		err  error
 		want fault.Error
 	}{
-		{"error_plain", errors.New("x"), fault.Error{Code: fault.Internal, Msg: "x"}},
+		{"error_plain", errors.New("x"), fault.Error{Code: fault.Internal, Reason: fault.PeerAnswered, Msg: "x"}},
 		{"error_full", fault.New("op", fault.NotReady, "no app").With(fault.NoApp).WithSent(fault.SentNever),
 			fault.Error{Code: fault.NotReady, Reason: fault.NoApp, Sent: fault.SentNever, Msg: "no app"}},
-		{"error_after", late, fault.Error{Code: fault.Exhausted, Msg: "too fast", After: 1500 * time.Millisecond}},
+		{"error_after", late, fault.Error{Code: fault.Exhausted, Reason: fault.PeerAnswered, Msg: "too fast", After: 1500 * time.Millisecond}},
 		{"error_wrapped", fault.Wrap("outer", fault.Lost, fault.New("op", fault.Denied, "no").With(fault.PolicyRejected).WithSent(fault.SentMaybe)),
 			fault.Error{Code: fault.Lost, Reason: fault.PolicyRejected, Sent: fault.SentMaybe, Msg: "no"}},
 	}

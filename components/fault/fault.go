@@ -114,6 +114,7 @@ const (
 	NoApp           Reason = "no_app"        // this sidecar has no app channel
 	AppUnhealthy    Reason = "app_unhealthy"
 	AppUnreachable  Reason = "app_unreachable" // the app's port does not answer
+	PeerAnswered    Reason = "peer_answered"   // the error is what another sidecar said, not a failure to reach it
 	PolicyRejected  Reason = "policy_rejected"
 )
 

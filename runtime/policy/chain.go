@@ -64,14 +64,21 @@ const (
 	builtinPause   = time.Second
 )
 
-// builtinServiceRetry repeats a call to another app only when the peer sidecar cannot have
-// seen it: a POST repeated after an ambiguous failure could act twice. An error with a reason
-// was given by a sidecar that answered (its app is down or unhealthy): that is an answer, not
-// a transport failure. Other codes (a certificate that does not fit, a head too large) fail the
+// builtinServiceRetry repeats a call to another app whose sidecar could not be reached or was
+// lost. A call that certainly was not seen may be repeated; one that may have been seen only if
+// its verb says that a repetition does no harm: a POST could act twice. An error with a reason
+// was given by a sidecar that answered (its app is down or unhealthy): that is an answer, not a
+// transport failure. Other codes (a certificate that does not fit, a head too large) fail the
 // same way again.
 func builtinServiceRetry(c *call.Call, err error) (time.Duration, bool) {
-	if c.Attempt > builtinRetries || fault.Of(err) != fault.Unavailable || fault.SentOf(err) != fault.SentNever || fault.ReasonOf(err) != "" {
+	if c.Attempt > builtinRetries || fault.Of(err) != fault.Unavailable || fault.ReasonOf(err) != "" {
 		return 0, false
 	}
-	return builtinPause, true
+	switch fault.SentOf(err) {
+	case fault.SentNever:
+		return builtinPause, true
+	case fault.SentMaybe:
+		return builtinPause, c.Safety >= call.Idempotent
+	}
+	return 0, false
 }

@@ -23,23 +23,25 @@ func TestBuiltInRetries(t *testing.T) {
 	tests := []struct {
 		name   string
 		kind   call.Kind
+		safety call.Safety
 		stream bool
 		errs   []error // of the attempts; the last repeats
 		at     []time.Duration
 		want   error
 	}{
-		{"a peer that cannot be reached is tried four times, a second apart", call.Service, false,
+		{"a peer that cannot be reached is tried four times, a second apart", call.Service, call.Unsafe, false,
 			[]error{never(fault.Unavailable, "")}, seconds(0, 1, 2, 3), never(fault.Unavailable, "")},
-		{"until it is there", call.Service, false, []error{never(fault.Unavailable, ""), never(fault.Unavailable, ""), nil}, seconds(0, 1, 2), nil},
-		{"what may have been sent is not repeated", call.Service, false, []error{maybe}, seconds(0), maybe},
-		{"nor what nobody knows about", call.Service, false, []error{errors.New("x")}, seconds(0), errors.New("x")},
-		{"what will fail the same way again is not repeated", call.Service, false, []error{never(fault.Unauthenticated, "")}, seconds(0), never(fault.Unauthenticated, "")},
-		{"a sidecar whose app is down has answered", call.Service, false, []error{never(fault.Unavailable, fault.AppUnreachable)}, seconds(0), never(fault.Unavailable, fault.AppUnreachable)},
-		{"a second failure of another kind ends it", call.Service, false, []error{never(fault.Unavailable, ""), maybe}, seconds(0, 1), maybe},
-		{"a streamed body is gone", call.Service, true, []error{never(fault.Unavailable, "")}, seconds(0), never(fault.Unavailable, "")},
-		{"the own app is not retried", call.App, false, []error{never(fault.Unavailable, "")}, seconds(0), never(fault.Unavailable, "")},
-		{"a store is not retried", call.State, false, []error{never(fault.Unavailable, "")}, seconds(0), never(fault.Unavailable, "")},
-		{"nor a broker", call.Publish, false, []error{never(fault.Unavailable, "")}, seconds(0), never(fault.Unavailable, "")},
+		{"until it is there", call.Service, call.Unsafe, false, []error{never(fault.Unavailable, ""), never(fault.Unavailable, ""), nil}, seconds(0, 1, 2), nil},
+		{"what may have been sent is not repeated", call.Service, call.Unsafe, false, []error{maybe}, seconds(0), maybe},
+		{"unless a repetition does no harm", call.Service, call.Idempotent, false, []error{maybe, nil}, seconds(0, 1), nil},
+		{"nor what nobody knows about", call.Service, call.Unsafe, false, []error{errors.New("x")}, seconds(0), errors.New("x")},
+		{"what will fail the same way again is not repeated", call.Service, call.Unsafe, false, []error{never(fault.Unauthenticated, "")}, seconds(0), never(fault.Unauthenticated, "")},
+		{"a sidecar whose app is down has answered", call.Service, call.Unsafe, false, []error{never(fault.Unavailable, fault.AppUnreachable)}, seconds(0), never(fault.Unavailable, fault.AppUnreachable)},
+		{"a second failure of another kind ends it", call.Service, call.Unsafe, false, []error{never(fault.Unavailable, ""), maybe}, seconds(0, 1), maybe},
+		{"a streamed body is gone", call.Service, call.Unsafe, true, []error{never(fault.Unavailable, "")}, seconds(0), never(fault.Unavailable, "")},
+		{"the own app is not retried", call.App, call.Unsafe, false, []error{never(fault.Unavailable, "")}, seconds(0), never(fault.Unavailable, "")},
+		{"a store is not retried", call.State, call.Unsafe, false, []error{never(fault.Unavailable, "")}, seconds(0), never(fault.Unavailable, "")},
+		{"nor a broker", call.Publish, call.Unsafe, false, []error{never(fault.Unavailable, "")}, seconds(0), never(fault.Unavailable, "")},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -47,7 +49,7 @@ func TestBuiltInRetries(t *testing.T) {
 				tg := &call.Target{Kind: tt.kind}
 				tg.SetChain(policy.Outbound(policy.Snapshot{}, tg))
 				start, at := time.Now(), []time.Duration{}
-				_, err := call.Do(t.Context(), tg, call.Desc{Streamed: tt.stream}, func(context.Context) (int, error) {
+				_, err := call.Do(t.Context(), tg, call.Desc{Streamed: tt.stream, Safety: tt.safety}, func(context.Context) (int, error) {
 					at = append(at, time.Since(start))
 					return 0, tt.errs[min(len(at), len(tt.errs))-1]
 				})
