@@ -30,7 +30,7 @@ type lanes struct {
 	held    map[*lane]*time.Timer // lanes waiting out a pause
 	stuck   int                   // messages in held lanes
 	workers int
-	idle    int
+	idle    int // waiting workers whom nobody has woken yet
 	stopped bool
 
 	running sync.WaitGroup
@@ -105,6 +105,7 @@ func (l *lanes) push(ln *lane) {
 	l.last = ln
 	switch {
 	case l.idle > 0:
+		l.idle-- // here, not by the one woken: the next push may come before it is up
 		l.wake.Signal()
 	case l.workers < l.limit:
 		l.workers++
@@ -133,8 +134,7 @@ func (l *lanes) await() bool {
 			return false
 		}
 		l.idle++
-		l.wake.Wait()
-		l.idle--
+		l.wake.Wait() // whoever wakes us has counted us out
 	}
 	return !l.stopped
 }
