@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -35,6 +36,52 @@ func TestCallsAreSpreadEvenly(t *testing.T) {
 	}
 	if n := k.reg.lookups(); n != 1 {
 		t.Errorf("%d lookups for 300 calls, want 1", n)
+	}
+}
+
+func TestCallsAreSpreadByWeight(t *testing.T) {
+	tests := []struct {
+		name    string
+		weights map[string]int // 0 counts as 1
+		calls   int
+		want    map[string]int
+	}{
+		{"one to three", map[string]int{"a": 1, "b": 3}, 400, map[string]int{"a": 100, "b": 300}},
+		{"absent is one", map[string]int{"a": 0, "b": 0, "c": 2}, 400, map[string]int{"a": 100, "b": 100, "c": 200}},
+		{"scaled down, nobody to nothing", map[string]int{"a": 1, "b": 1_000_000}, 1000, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			k := newKit(t)
+			k.reg.set(shop, slices.Sorted(maps.Keys(tt.weights))...)
+			for i := range k.reg.apps[shop] {
+				k.reg.apps[shop][i].Weight = tt.weights[k.reg.apps[shop][i].ID]
+			}
+			got, longest, run, last := map[string]int{}, 0, 0, ""
+			for range tt.calls {
+				body, err := k.do(t, "shop")
+				if err != nil {
+					t.Fatal(err)
+				}
+				got[body]++
+				if run++; body != last {
+					run, last = 1, body
+				}
+				longest = max(longest, run)
+			}
+			if tt.want == nil {
+				if got["a"] == 0 {
+					t.Error("an instance of small weight is never called")
+				}
+				return
+			}
+			if d := cmp.Diff(tt.want, got); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+			if longest > 3 {
+				t.Errorf("%d calls in a row to one instance: a round is not spread", longest)
+			}
+		})
 	}
 }
 

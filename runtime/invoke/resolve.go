@@ -51,9 +51,47 @@ type names struct {
 }
 
 type instances struct {
-	all  []block.Instance
-	when time.Time
+	all   []block.Instance
+	when  time.Time
+	turns []int // one round of picks as indexes of all, by weight; nil when all weigh the same
 }
+
+// maxTurns bounds a round; heavier lists are scaled down.
+const maxTurns = 1024
+
+// newInstances makes a list with its round: each instance as often as its weight says, spread
+// evenly (smooth weighted round robin).
+func newInstances(all []block.Instance, when time.Time) *instances {
+	l := &instances{all: all, when: when}
+	total, same := 0, true
+	for i := range all {
+		total += weight(&all[i], 1)
+		same = same && weight(&all[i], 1) == weight(&all[0], 1)
+	}
+	if same {
+		return l
+	}
+	scale := (total + maxTurns - 1) / maxTurns
+	credit := make([]int, len(all))
+	round := 0
+	for i := range all {
+		round += weight(&all[i], scale)
+	}
+	for range round {
+		best := 0
+		for i := range all {
+			if credit[i] += weight(&all[i], scale); credit[i] > credit[best] {
+				best = i
+			}
+		}
+		credit[best] -= round
+		l.turns = append(l.turns, best)
+	}
+	return l
+}
+
+// weight is an instance's share of a round, at least one turn.
+func weight(in *block.Instance, scale int) int { return max(in.Weight/scale, 1) }
 
 func newResolver(registry block.Registry, log *slog.Logger) *resolver {
 	r := &resolver{registry: registry, log: log}
@@ -81,7 +119,7 @@ func (r *resolver) find(ctx context.Context, name block.Name, target func() *cal
 		if err != nil && len(l.all) > 0 && fault.Of(err) != fault.NotFound && ctx.Err() == nil {
 			// The registry is down: where the app was is the best that is known. Calls of the
 			// next second do not ask again.
-			d.names.list.CompareAndSwap(l, &instances{all: l.all, when: time.Now().Add(askAgain - resolveTTL)})
+			d.names.list.CompareAndSwap(l, newInstances(l.all, time.Now().Add(askAgain-resolveTTL)))
 			return d, nil
 		}
 		return d, err
@@ -163,7 +201,7 @@ func (r *resolver) watch(w block.RegistryWatcher, n *names) {
 // set replaces the list and forgets the failures of instances that have gone: ids are never
 // used again, so nothing else would.
 func (n *names) set(all []block.Instance) {
-	n.list.Store(&instances{all: all, when: time.Now()})
+	n.list.Store(newInstances(all, time.Now()))
 	if n.downs.Load() == 0 {
 		return
 	}
@@ -178,7 +216,8 @@ func (n *names) set(all []block.Instance) {
 // pick chooses the next instance in turn, leaving out the tried ones and, while others are
 // left, those that lately could not be reached.
 func (n *names) pick(tried []string) (block.Instance, bool) {
-	all := n.list.Load().all
+	list := n.list.Load()
+	all := list.all
 	if len(all) == 0 {
 		return block.Instance{}, false
 	}
@@ -186,6 +225,9 @@ func (n *names) pick(tried []string) (block.Instance, bool) {
 		return all[0], !slices.Contains(tried, all[0].ID)
 	}
 	start := int(n.next.Add(1))
+	if list.turns != nil {
+		start = list.turns[start%len(list.turns)]
+	}
 	fallback := -1
 	for i := range all {
 		at := (start + i) % len(all)
