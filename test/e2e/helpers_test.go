@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -203,11 +202,12 @@ func sameBytes(t *testing.T, got, want []byte) {
 	t.Fatalf("got %d bytes, want %d; they differ at %d", len(got), len(want), at)
 }
 
-// plainDial lets an HTTP/2 transport speak with prior knowledge, without TLS.
-func plainDial(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-	var d net.Dialer
-	return d.DialContext(ctx, network, addr)
-}
-
 // quiet is for servers whose clients are meant to misbehave.
 var quiet = log.New(io.Discard, "", 0)
+
+// h2c is a transport that speaks HTTP/2 with prior knowledge and nothing else.
+func h2c() *http.Transport {
+	p := new(http.Protocols)
+	p.SetUnencryptedHTTP2(true)
+	return &http.Transport{Protocols: p}
+}

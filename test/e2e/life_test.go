@@ -17,7 +17,6 @@ import (
 	"time"
 
 	runtimev1 "github.com/dapr/dapr/pkg/proto/runtime/v1"
-	"golang.org/x/net/http2"
 
 	"github.com/mecha-project/mecha/test/harness"
 )
@@ -114,7 +113,7 @@ func TestStopIdle(t *testing.T) {
 	callee, caller := pair(t, http.HandlerFunc(echo))
 	harness.Do(t, "GET", invokeURL(caller, "callee", "x"), nil) // peers and clients are connected now
 	dialPort(t, caller.HTTP)
-	h2 := &http.Client{Transport: &http2.Transport{AllowHTTP: true, DialTLSContext: plainDial}}
+	h2 := &http.Client{Transport: h2c()}
 	resp, err := h2.Get(invokeURL(caller, "callee", "x"))
 	if err != nil {
 		t.Fatal(err)

@@ -19,7 +19,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/interop/grpc_testing"
@@ -201,7 +200,7 @@ func TestH2CCallers(t *testing.T) {
 			echo(w, r)
 		}
 	}))
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http2.Transport{AllowHTTP: true, DialTLSContext: plainDial}}
+	client := &http.Client{Timeout: 10 * time.Second, Transport: h2c()}
 	defer client.CloseIdleConnections()
 	for _, way := range bothWays(callee, caller) {
 		t.Run(way.name, func(t *testing.T) {
