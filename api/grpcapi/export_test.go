@@ -1,40 +1,66 @@
 package grpcapi
 
 import (
-	"context"
+	"encoding/binary"
 	"io"
 
+	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/proto" // registers the codec that the test's falls back to
 	"google.golang.org/grpc/mem"
 )
 
 // Parts that are tested by themselves.
 var (
-	CutMessage    = cutMessage
-	ErrBadMessage = errBadMessage
-	FieldsOf      = fieldsOf
-	MetadataOf    = metadataOf
-	Prefixed      = prefixed
-	StatusTrailer = statusTrailer
-	TrailerOf     = trailerOf
-	ProxyStatus   = proxyStatus
-	Groups        = groups
-	NewCodec      = newCodec
+	ErrBadMessage   = errBadMessage
+	FieldsOf        = fieldsOf
+	MetadataOf      = metadataOf
+	Prefixed        = prefixed
+	StatusTrailer   = statusTrailer
+	StatusFields    = statusFields
+	WireStatus      = wireStatus
+	PlainFields     = plainFields
+	WireFields      = wireFields
+	ProxyStatus     = proxyStatus
+	ParseTimeout    = parseTimeout
+	FormatTimeout   = formatTimeout
+	EscapeMessage   = escapeMessage
+	UnescapeMessage = unescapeMessage
+	IsGRPC          = isGRPC
+	Groups          = groups
 )
 
 // AppendMessage frames one message given in parts.
 func AppendMessage(b []byte, parts ...[]byte) []byte {
-	var m mem.BufferSlice
+	size := 0
 	for _, p := range parts {
-		m = append(m, mem.SliceBuffer(p))
+		size += len(p)
 	}
-	return appendMessage(b, m)
+	b = binary.BigEndian.AppendUint32(append(b, 0), uint32(size))
+	for _, p := range parts {
+		b = append(b, p...)
+	}
+	return b
+}
+
+// Measure feeds a body to a meter in pieces and returns the message bytes counted and the error
+// of its end.
+func Measure(body []byte, piece, limit int) (int64, error) {
+	m := meter{limit: limit}
+	for len(body) > 0 {
+		n := min(piece, len(body))
+		if err := m.add(body[:n]); err != nil {
+			return m.bytes.Load(), err
+		}
+		body = body[n:]
+	}
+	return m.bytes.Load(), m.end()
 }
 
 // ReadMessages reads all messages of a stream.
 func ReadMessages(r io.Reader, limit int) (out [][]byte, err error) {
-	m := messages{r: r, limit: limit}
+	var prefix [prefixLen]byte
 	for {
-		msg, err := m.next()
+		msg, err := readMessage(r, prefix[:], limit)
 		if err != nil {
 			return out, err
 		}
@@ -42,33 +68,32 @@ func ReadMessages(r io.Reader, limit int) (out [][]byte, err error) {
 	}
 }
 
-// Pump is a pump over messages that recv gives.
-func Pump(ctx context.Context, recv func() ([]byte, error), first []byte) (r io.ReadCloser, ended func() bool) {
-	p := startPump(fakeSource{ctx, recv}, first)
-	return p, p.ended
-}
-
-type fakeSource struct {
-	ctx  context.Context
-	recv func() ([]byte, error)
-}
-
-func (s fakeSource) Context() context.Context { return s.ctx }
-
-func (s fakeSource) RecvMsg(m any) error {
-	b, err := s.recv()
-	if err != nil {
-		return err
-	}
-	m.(*frame).data = mem.BufferSlice{mem.SliceBuffer(b)}
-	return nil
-}
-
 // Frame is a message that the codec leaves alone.
-type Frame = frame
+type Frame struct{ data []byte }
 
-// FrameOf and Bytes convert.
-func FrameOf(b []byte) *Frame { return frameOf(b) }
+// FrameOf wraps bytes.
+func FrameOf(b []byte) *Frame { return &Frame{b} }
 
 // Bytes is the message's content.
-func (f *frame) Bytes() []byte { return f.data.Materialize() }
+func (f *Frame) Bytes() []byte { return f.data }
+
+// NewCodec is a codec of grpc-go for both kinds of messages: frames and generated ones.
+func NewCodec() encoding.CodecV2 { return codec{encoding.GetCodecV2("proto")} }
+
+type codec struct{ encoding.CodecV2 }
+
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if f, ok := v.(*Frame); ok {
+		return mem.BufferSlice{mem.SliceBuffer(f.data)}, nil
+	}
+	return c.CodecV2.Marshal(v)
+}
+
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if f, ok := v.(*Frame); ok {
+		f.data = data.Materialize()
+		return nil
+	}
+	return c.CodecV2.Unmarshal(data, v)
+}
+

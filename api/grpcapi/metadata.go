@@ -1,11 +1,8 @@
 package grpcapi
 
 import (
-	"strconv"
 	"strings"
 
-	spb "google.golang.org/genproto/googleapis/rpc/status"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -90,10 +87,14 @@ const (
 	trailerDetails = "grpc-status-details-bin"
 )
 
-// statusTrailer writes a status behind the app's own trailers.
+// statusTrailer writes a status behind the app's own trailers, undecorated: texts and details
+// are encoded at the edge.
 func statusTrailer(md metadata.MD, st *status.Status) call.Fields {
-	fs := fieldsOf(md, nil)
-	fs.Add(trailerStatus, strconv.Itoa(int(st.Code())))
+	return appendStatus(fieldsOf(md, nil), st)
+}
+
+func appendStatus(fs call.Fields, st *status.Status) call.Fields {
+	fs.Add(trailerStatus, codeText(st.Code()))
 	if st.Message() != "" {
 		fs.Add(trailerMessage, st.Message())
 	}
@@ -103,22 +104,6 @@ func statusTrailer(md metadata.MD, st *status.Status) call.Fields {
 		}
 	}
 	return fs
-}
-
-// trailerOf reads a status back and leaves the app's trailers.
-func trailerOf(fs call.Fields) (metadata.MD, *status.Status) {
-	code, err := strconv.Atoi(fs.Get(trailerStatus))
-	if err != nil {
-		return nil, status.New(codes.Unknown, "the proxied call ended without a status")
-	}
-	md := metadataOf(fs)
-	if raw := fs.Get(trailerDetails); raw != "" {
-		var p spb.Status
-		if proto.Unmarshal([]byte(raw), &p) == nil {
-			return md, status.FromProto(&p)
-		}
-	}
-	return md, status.New(codes.Code(code), fs.Get(trailerMessage))
 }
 
 // permanent are the HTTP headers that Dapr calls permanent: as gRPC metadata they get the

@@ -3,20 +3,20 @@ package grpcapi
 import (
 	"context"
 	"crypto/subtle"
+	"fmt"
 	"log/slog"
 	"net"
 	"strings"
 	"time"
 
 	runtimev1 "github.com/dapr/dapr/pkg/proto/runtime/v1"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
 	"github.com/mecha-project/mecha/api/apierr"
+	"github.com/mecha-project/mecha/api/h2"
 	"github.com/mecha-project/mecha/runtime/about"
 	"github.com/mecha-project/mecha/runtime/call"
 )
@@ -71,70 +71,47 @@ type Options struct {
 // Server answers Dapr's gRPC API and proxies every other service.
 type Server struct {
 	runtimev1.UnimplementedDaprServer
-	o    Options
-	wire *grpc.Server
+	o        Options
+	services services
+	wire     *h2.Server
 }
 
 // New makes a server. Serve it on any number of listeners.
 func New(o Options) *Server {
+	o.MaxMessage = max(o.MaxMessage, 0)
 	s := &Server{o: o}
-	limit := o.MaxMessage
-	if limit <= 0 {
-		limit = 1<<31 - 1
-	}
-	opts := []grpc.ServerOption{
-		grpc.ForceServerCodecV2(newCodec()),
-		grpc.MaxRecvMsgSize(limit), grpc.MaxSendMsgSize(limit),
-		grpc.UnknownServiceHandler(s.proxy),
-		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
-		// SDK clients ping at most every 8 s, also without streams.
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 8 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 3 * time.Minute, Time: 10 * time.Second, Timeout: 5 * time.Second}),
-		grpc.WaitForHandlers(true),
-	}
-	if o.MaxHeader > 0 {
-		opts = append(opts, grpc.MaxHeaderListSize(uint32(o.MaxHeader)))
-	}
-	s.wire = grpc.NewServer(opts...)
-	runtimev1.RegisterDaprServer(s.wire, s)
-	reflection.Register(s.wire)
+	s.wire = &h2.Server{Handler: s.handle, TooLarge: s.tooLarge, MaxHeaderList: max(o.MaxHeader, 0), Log: o.Log}
+	runtimev1.RegisterDaprServer(&s.services, s)
+	reflection.Register(&s.services)
 	return s
 }
 
 // Serve answers on l until Drain, then returns nil.
-func (s *Server) Serve(_ context.Context, l net.Listener) error { return s.wire.Serve(l) }
-
-// Drain lets running calls finish until ctx ends, then breaks them. (Shutdown is an RPC.)
-func (s *Server) Drain(ctx context.Context) error {
-	done := make(chan struct{})
-	go func() { s.wire.GracefulStop(); close(done) }()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		s.wire.Stop()
-		<-done
-		return ctx.Err()
-	}
+func (s *Server) Serve(_ context.Context, l net.Listener) error {
+	return s.wire.Serve(context.Background(), l) // Drain ends it, in order
 }
 
-// admit judges a call before any handler: token, API lists. It returns the context without the
-// token, which must not travel on.
-func (s *Server) admit(ctx context.Context, method string) (context.Context, metadata.MD, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
+// Drain lets running calls finish until ctx ends, then breaks them. (Shutdown is an RPC.)
+func (s *Server) Drain(ctx context.Context) error { return s.wire.Drain(ctx) }
+
+// tooLarge answers a request whose header is over the limit.
+func (s *Server) tooLarge(st *h2.Stream) {
+	r := &rpc{s: s, st: st, header: call.Fields{{Name: "content-type", Value: grpcType}}}
+	r.refuse(200, codes.ResourceExhausted, fmt.Sprintf("the request's metadata are over the limit of %d bytes (--read-buffer-size)", s.o.MaxHeader))
+}
+
+// admit judges a call before any handler: token, API lists.
+func (s *Server) admit(md metadata.MD, method string) error {
 	if s.o.Token != "" {
 		if err := s.checkToken(md); err != nil {
-			return ctx, md, err
+			return err
 		}
-		md = md.Copy()
-		delete(md, tokenKey)
-		ctx = metadata.NewIncomingContext(ctx, md)
 	}
 	if !s.o.Allow.GRPC(method) {
-		return ctx, md, (&apierr.Error{Row: apierr.Row{GRPC: codes.Unimplemented, Info: "Not Implemented"}, Message: "Not Implemented",
+		return (&apierr.Error{Row: apierr.Row{GRPC: codes.Unimplemented, Info: "Not Implemented"}, Message: "Not Implemented",
 			Metadata: map[string]string{"http.code": "501", "http.error_message": "requested endpoint is not available"}}).Status().Err()
 	}
-	return ctx, md, nil
+	return nil
 }
 
 func (s *Server) checkToken(md metadata.MD) error {
@@ -148,54 +125,6 @@ func (s *Server) checkToken(md metadata.MD) error {
 	return apierr.FromHTTPApp(401, "Unauthorized", []byte(text)).Err()
 }
 
-func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	start := time.Now()
-	ctx, md, err := s.admit(ctx, info.FullMethod)
-	if err == nil {
-		ctx, span, refused := s.begin(ctx, info.FullMethod, md)
-		if refused != nil {
-			err = refused
-		} else {
-			if span != nil {
-				span.Describe(req)
-			}
-			resp, err = guarded(func() (any, error) { return handler(ctx, req) })
-		}
-		if span != nil {
-			_ = grpc.SetHeader(ctx, span.Response())
-			span.End(status.Code(err))
-		}
-	}
-	if s.o.Observe != nil {
-		s.observe(info.FullMethod, md, err, sizeOf(req), answerSize(resp, err), start)
-	}
-	return resp, err
-}
-
-func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	start := time.Now()
-	counted := &serverStream{}
-	ctx, md, err := s.admit(ss.Context(), info.FullMethod)
-	if err == nil {
-		var span Span
-		ctx, span, err = s.begin(ctx, info.FullMethod, md)
-		if err == nil {
-			counted.ServerStream, counted.ctx = ss, ctx
-			if span != nil {
-				_ = ss.SetHeader(span.Response())
-			}
-			_, err = guarded(func() (any, error) { return nil, handler(srv, counted) })
-		}
-		if span != nil {
-			span.End(status.Code(err))
-		}
-	}
-	if s.o.Observe != nil {
-		s.observe(info.FullMethod, md, err, counted.received.Load(), counted.sent.Load(), start)
-	}
-	return err
-}
-
 func (s *Server) begin(ctx context.Context, method string, md metadata.MD) (context.Context, Span, error) {
 	if s.o.Tracing == nil {
 		return ctx, nil, nil
@@ -205,17 +134,6 @@ func (s *Server) begin(ctx context.Context, method string, md metadata.MD) (cont
 		return ctx, span, status.Error(codes.InvalidArgument, refused)
 	}
 	return ctx, span, nil
-}
-
-func (s *Server) observe(method string, md metadata.MD, err error, received, sent int64, start time.Time) {
-	s.o.Observe.GRPCServed(method, status.Code(err), first(md, "user-agent"), received, sent, time.Since(start))
-}
-
-func answerSize(resp any, err error) int64 {
-	if err != nil {
-		return 0
-	}
-	return sizeOf(resp)
 }
 
 // guarded makes a panic in a handler that call's error.

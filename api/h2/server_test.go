@@ -169,7 +169,7 @@ func TestServerContextEnds(t *testing.T) {
 		}
 		<-st.Context().Done()
 		s.ctx = st.Context().Err()
-		_, s.write = st.Write([]byte("late"))
+		_, s.write = st.Write(make([]byte, 1<<20))
 		got <- s
 	}}))
 	open := func(path string) func() {

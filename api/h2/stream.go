@@ -42,6 +42,7 @@ type Stream struct {
 	length    int64       // what is left of content-length; -1: none was announced
 	sendAvail int64
 	recvEnded bool   // END_STREAM came
+	unwanted  bool   // CloseRead was called
 	sendEnded bool   // END_STREAM was added
 	headSent  bool   // final header was
 	err       error  // why the stream failed; it is forgotten then
@@ -101,8 +102,9 @@ func (st *Stream) Context() context.Context {
 	return &st.call
 }
 
-// SetDeadline makes a server's stream end at t: its context, and reads and writes that wait.
-// To be called by the handler before others use the stream.
+// SetDeadline ends a server's context at t, and with it reads and writes that wait. The stream
+// itself is left to the handler, which may still tell the caller why. To be called by the
+// handler before others use the stream.
 func (st *Stream) SetDeadline(t time.Time) { st.call.setDeadline(t) }
 
 // First takes what has been received of the body, without waiting, and tells whether that was
@@ -144,6 +146,9 @@ func (st *Stream) Read(p []byte) (int, error) {
 	st.freeFirst()
 	for {
 		switch {
+		case st.unwanted:
+			c.mu.Unlock()
+			return 0, errUnwanted
 		case st.err != nil && !st.recvEnded:
 			err := st.err
 			c.mu.Unlock()
@@ -166,8 +171,23 @@ func (st *Stream) Read(p []byte) (int, error) {
 	}
 }
 
-// waiting is the Done channel that limits waits of the stream; nil if nothing does that would
-// not wake it anyway.
+var errUnwanted = fault.New(opStream, fault.Canceled, "reading was given up here")
+
+// CloseRead says that nobody wants the rest of the body: a Read in progress and later ones
+// fail, and what comes is thrown away, with no window for more. Sending goes on.
+func (st *Stream) CloseRead() {
+	c := st.c
+	c.mu.Lock()
+	st.unwanted = true
+	st.dropUnread()
+	wake(st.rsig)
+	flush := c.claimFlush()
+	c.mu.Unlock()
+	c.flushIf(flush)
+}
+
+// waiting is the context that limits waits of the stream; nil if nothing does that would not
+// wake them anyway.
 func (st *Stream) waiting() context.Context {
 	if st.ctx != nil {
 		if st.ctx.Done() == nil {
@@ -181,8 +201,8 @@ func (st *Stream) waiting() context.Context {
 	return nil
 }
 
-// awaitRead waits until the reader has something for the stream, or ctx ends: then the stream
-// is reset. Locked; the lock is given back while it waits.
+// awaitRead waits until the reader has something for the stream, or ctx ends. Locked; the lock
+// is given back while it waits.
 func (st *Stream) awaitRead(ctx context.Context) error {
 	c := st.c
 	if st.rsig == nil {
@@ -213,28 +233,33 @@ func waitFor(sig chan struct{}, ctx context.Context) error {
 	}
 }
 
-// gaveUp resets a stream whose context ended, unless it failed or ended meanwhile. Locked; the
-// lock is given back while the reset is written.
+// gaveUp is the error of a wait whose context ended. A client's stream is reset with it; a
+// server's is left to its handler, which may still tell the caller why. Locked; the lock is
+// given back while a reset is written.
 func (st *Stream) gaveUp(cause error) error {
 	c := st.c
-	if st.err == nil {
-		e := fault.Wrap(opStream, fault.Canceled, cause)
-		var fe *fault.Error
-		if errors.As(e, &fe) {
-			fe.Sent = st.sent()
-		}
-		if c.streams[st.id] == st {
-			st.resetLocked(Cancel, e)
-		} else {
-			st.err = e
-		}
-		if c.claimFlush() {
-			c.mu.Unlock()
-			c.flush()
-			c.mu.Lock()
-		}
+	if st.err != nil {
+		return st.err // it failed meanwhile
 	}
-	return st.err
+	e := fault.Wrap(opStream, fault.Canceled, cause)
+	if st.ctx == nil {
+		return e
+	}
+	var fe *fault.Error
+	if errors.As(e, &fe) {
+		fe.Sent = st.sent()
+	}
+	if c.streams[st.id] == st {
+		st.resetLocked(Cancel, e)
+	} else {
+		st.err = e
+	}
+	if c.claimFlush() {
+		c.mu.Unlock()
+		c.flush()
+		c.mu.Lock()
+	}
+	return e
 }
 
 // Trailer is the peer's trailer, valid once its end was seen by First or Read.
