@@ -95,8 +95,8 @@ const (
 // own error, wrapped, when that failed.
 //
 // When a kept connection turns out to be closed before a byte of the answer came, Do tries
-// once more on a new one, provided that the body can be sent again and either the request
-// was not written or its method is idempotent.
+// once more on a new one, provided that the body can be sent again and either no byte of the
+// request was written or its method is idempotent.
 //
 // Redirects are returned, not followed; no field is added beyond Host and the framing.
 func (c *Client) Do(ctx context.Context, req *Request) (*Response, error) {
@@ -136,7 +136,7 @@ func (c *Client) Close() error {
 // that can be sent again.
 type staleError struct {
 	err     error
-	written bool // the request went out whole
+	written bool // at least a part of the request went out
 }
 
 func (e *staleError) Error() string { return e.err.Error() }

@@ -73,6 +73,14 @@ func (cc *clientConn) write(a, b, z []byte) error {
 	return cc.send(a, b, z)
 }
 
+// offered reports whether the origin may have got a part of this exchange's request. A part is
+// enough to act on: many handlers begin when the head is there.
+func (cc *clientConn) offered() bool {
+	cc.mu.Lock()
+	defer cc.mu.Unlock()
+	return cc.moved
+}
+
 // answer is the memory of a Response, reused after its Close.
 type answer struct {
 	head responseHead
@@ -94,7 +102,7 @@ func (a *answer) release() {
 // attempt is one try of a request on one connection.
 func (c *Client) attempt(ctx context.Context, cc *clientConn, req *Request, head []byte) (*Response, error) {
 	cc.rd.acquire()
-	cc.heard = false
+	cc.heard, cc.moved = false, false // nobody else writes on it now
 	r := &Response{mem: answers.Get().(*answer)}
 	r.body = stream{resp: r, cc: cc, ctx: ctx, method: req.Method, watch: cc.watch(ctx)}
 	wrote := r.body.send(req, head)

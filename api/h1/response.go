@@ -285,7 +285,7 @@ func (s *stream) noAnswer(err, wrote error) error {
 	}
 	e := fault.New(opDo, fault.Unavailable, "%s closed the connection before it answered", origin).Because(err).WithSent(fault.SentMaybe)
 	if s.cc.reused && !s.cc.heard && (s.up == nil || s.up.src == nil) {
-		return &staleError{e, wrote == nil}
+		return &staleError{e, s.cc.offered()}
 	}
 	return e
 }

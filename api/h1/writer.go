@@ -17,6 +17,7 @@ type writer struct {
 	armed   int64         // write deadline in force, ns
 	tls     bool          // a write that timed out half-way cannot go on
 	err     error         // sticky
+	moved   bool          // bytes were taken since this was last cleared
 	vec     [3][]byte
 	bufs    net.Buffers
 }
@@ -46,6 +47,7 @@ func (w *writer) send(a, b, z []byte) error {
 	for {
 		w.arm()
 		n, err := w.bufs.WriteTo(w.to) // takes what was written off bufs
+		w.moved = w.moved || n > 0
 		if err == nil {
 			break
 		}
@@ -62,6 +64,7 @@ func (w *writer) sendOne(a []byte) error {
 	for {
 		w.arm()
 		n, err := w.to.Write(a)
+		w.moved = w.moved || n > 0
 		if err == nil {
 			return nil
 		}
