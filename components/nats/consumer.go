@@ -1,8 +1,10 @@
 package nats
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -38,6 +40,7 @@ type consumer struct {
 	nc    *natsgo.Conn        // guarded by mu; of the current session, nil between
 	held  map[uint64]*holding // guarded by mu; unanswered, by sequence in the stream
 	late  []answer            // guarded by mu; could not be sent
+	left  []*holding          // guarded by mu; came when a session ended, and nobody looked at it
 	ended bool                // guarded by mu; answers are ignored now
 }
 
@@ -63,7 +66,7 @@ var (
 
 func newConsumer(b *pubsub, op fault.Op, topic string, opts block.ConsumeOptions, deliver func(block.Delivery)) *consumer {
 	return &consumer{b: b, op: op, opts: opts, deliver: deliver, subject: b.prefix + topic,
-		durable: objectName(opts.Group + " " + opts.Topic), wake: make(chan struct{}, 1), held: map[uint64]*holding{}}
+		durable: consumerName(opts.Group, opts.Topic), wake: make(chan struct{}, 1), held: map[uint64]*holding{}}
 }
 
 // run goes from session to session until ctx or closing ends, or it cannot go on.
@@ -86,6 +89,7 @@ func (c *consumer) run(ctx context.Context, closing <-chan struct{}) error {
 		if ctx.Err() != nil {
 			return fault.Wrap(c.op, fault.Canceled, ctx.Err())
 		}
+		c.giveBackLeft()
 		switch fault.Of(err) {
 		case fault.Invalid, fault.Unsupported, fault.Denied, fault.Unauthenticated, fault.Lost:
 			return err
@@ -118,7 +122,7 @@ func (c *consumer) session(ctx context.Context, closing <-chan struct{}, p *peri
 	c.begin(p.nc)
 	s := &session{c: c, p: p, inbox: inbox, messages: messages}
 	err = s.loop(ctx, closing)
-	s.end(sub)
+	s.end(ctx, sub)
 	return true, err
 }
 
@@ -216,15 +220,46 @@ func (c *consumer) renew() time.Duration {
 func (c *consumer) finish() {
 	c.mu.Lock()
 	nc := c.nc
+	back := c.left
 	for _, h := range c.held {
 		h.done = true
-		c.send(answer{h.reply, bodyNack})
+		back = append(back, h)
 	}
+	c.giveBack(back)
 	c.ended = true
-	c.nc, c.held, c.late = nil, nil, nil
+	c.nc, c.held, c.late, c.left = nil, nil, nil, nil
 	c.mu.Unlock()
 	if nc != nil {
 		_ = nc.FlushTimeout(endPatience) // so that others get it before we say that we ended
+	}
+}
+
+// leave notes a message which came and nobody will look at.
+func (c *consumer) leave(m *natsgo.Msg, seq uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if h := c.held[seq]; h != nil {
+		h.reply = m.Reply // sent again although it is in hand, see take
+		return
+	}
+	c.left = append(c.left, &holding{seq: seq, reply: m.Reply})
+}
+
+// giveBackLeft gives back what a session left, when others follow.
+func (c *consumer) giveBackLeft() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.giveBack(c.left)
+	c.left = nil
+}
+
+// giveBack returns messages to the group, in the order of the topic: the server sends them
+// again in the order it is told, and no message may overtake an earlier one of its key. mu is
+// held.
+func (c *consumer) giveBack(hs []*holding) {
+	slices.SortFunc(hs, func(a, b *holding) int { return cmp.Compare(a.seq, b.seq) })
+	for _, h := range hs {
+		c.send(answer{h.reply, bodyNack})
 	}
 }
 

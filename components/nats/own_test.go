@@ -489,3 +489,70 @@ func TestFullStoreCanBeEmptied(t *testing.T) {
 		t.Errorf("Set after making room: %v", err)
 	}
 }
+
+// TestGivenBackInOrder: what a consumer holds when it ends, answered by nobody, comes to the
+// next one of the group in the order of the topic: later messages of a key must not overtake.
+func TestGivenBackInOrder(t *testing.T) {
+	p := embeddedPubSub(t, nodeDir(t), "pubsub")
+	t.Cleanup(func() { _ = p.Close(t.Context()) })
+	const held, all = 40, 60
+	for i := range all {
+		if errs := p.Publish(t.Context(), []block.Message{{Topic: "t", Key: "k", Data: []byte(strconv.Itoa(i))}}); errs != nil {
+			t.Fatal(errs)
+		}
+	}
+	consume := func(inFlight, enough int, ack bool) (got []string) {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		_ = p.Consume(ctx, block.ConsumeOptions{Topic: "t", Group: "g", MaxInFlight: inFlight}, func(d block.Delivery) {
+			if got = append(got, string(d.Data)); ack {
+				d.Ack()
+			}
+			if len(got) == enough {
+				cancel()
+			}
+		})
+		return got
+	}
+	for round := range 3 {
+		// Ending before all of the first lot is read leaves some of it in the inbox.
+		if got := consume(held, []int{held, held / 2, 1}[round], false); len(got) == 0 {
+			t.Fatal("nothing came")
+		}
+	}
+	got := consume(held, all, true)
+	for i, data := range got {
+		if data != strconv.Itoa(i) {
+			t.Fatalf("message %s came at place %d: %v", data, i, got)
+		}
+	}
+	if len(got) != all {
+		t.Errorf("%d messages came, want %d", len(got), all)
+	}
+}
+
+// TestGroupsAndTopicsDoNotMix: a group called "a b" on topic "c" is not group "a" on topic
+// "b c".
+func TestGroupsAndTopicsDoNotMix(t *testing.T) {
+	p := embeddedPubSub(t, nodeDir(t), "pubsub")
+	t.Cleanup(func() { _ = p.Close(t.Context()) })
+	for _, topic := range []string{"c", "b c"} {
+		if errs := p.Publish(t.Context(), []block.Message{{Topic: topic, Data: []byte(topic)}}); errs != nil {
+			t.Fatal(errs)
+		}
+	}
+	for _, o := range []block.ConsumeOptions{{Group: "a b", Topic: "c"}, {Group: "a", Topic: "b c"}} {
+		o.MaxInFlight = 1
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		var got string
+		_ = p.Consume(ctx, o, func(d block.Delivery) {
+			got = string(d.Data)
+			d.Ack()
+			cancel()
+		})
+		cancel()
+		if got != o.Topic {
+			t.Errorf("group %q on topic %q got %q", o.Group, o.Topic, got)
+		}
+	}
+}

@@ -129,15 +129,20 @@ func (s *session) status(m *natsgo.Msg) (fresh bool, err error) {
 	}
 }
 
-// end closes the inbox. What came and nobody has seen goes back to the group. If the whole
-// consumer ends, so does what is held; a session that ends alone leaves that in hand.
-func (s *session) end(sub *natsgo.Subscription) {
+// end closes the inbox. What came and nobody has seen goes back to the group, together with
+// what is held if the whole consumer ends; a session that ends alone leaves that in hand.
+func (s *session) end(ctx context.Context, sub *natsgo.Subscription) {
 	select {
 	case <-s.p.over:
 		_ = sub.Unsubscribe()
 		s.c.mu.Lock()
 		s.c.nc = nil
 		s.c.mu.Unlock()
+		// Nobody can be told that these go back. Left alone they would come again only after
+		// AckWait, behind later ones of their keys; so they are taken, and answered later.
+		for m := s.next(); m != nil && ctx.Err() == nil; m = s.next() {
+			_, _ = s.read(m) // statuses mean nothing any more
+		}
 		return
 	default:
 	}
@@ -145,19 +150,20 @@ func (s *session) end(sub *natsgo.Subscription) {
 	// the flush everything has arrived.
 	_ = sub.Drain()
 	_ = s.p.nc.FlushTimeout(endPatience)
-	for {
-		select {
-		case m := <-s.messages:
-			if m == nil {
-				return
-			}
-			if _, _, ok := place(m.Reply); ok {
-				_ = s.p.nc.Publish(m.Reply, bodyNack)
-			}
-			continue
-		default:
+	for m := s.next(); m != nil; m = s.next() {
+		if seq, _, ok := place(m.Reply); ok {
+			s.c.leave(m, seq)
 		}
-		return
+	}
+}
+
+// next is what waits in the inbox, or nil.
+func (s *session) next() *natsgo.Msg {
+	select {
+	case m := <-s.messages:
+		return m
+	default:
+		return nil
 	}
 }
 
