@@ -130,7 +130,8 @@ func (ex *Exchange) Context() context.Context {
 // returns what has arrived, and asks a client that waits for 100 Continue to go on. Errors:
 // fault.Canceled (wrapping io.ErrUnexpectedEOF when the caller left) and fault.Invalid
 // (malformed chunks). Close makes a Read in progress, and every later one, fail; Respond
-// and the handler's return do so too.
+// and the handler's return do so too. The reader also has a Trailer method, which is
+// RequestTrailer while the exchange lasts and gives nil afterwards.
 func (ex *Exchange) Body() io.ReadCloser {
 	return &requestBody{c: ex.c, gen: ex.c.gen.Load()}
 }
@@ -224,6 +225,16 @@ func (r *requestBody) Read(p []byte) (int, error) {
 		return n, c.bodyError(err)
 	}
 	return n, err
+}
+
+// Trailer is Exchange.RequestTrailer for those who may outlive the exchange: nil after its end.
+func (r *requestBody) Trailer() call.Fields {
+	r.c.bodyMu.Lock()
+	defer r.c.bodyMu.Unlock()
+	if r.c.gen.Load() != r.gen {
+		return nil
+	}
+	return r.c.body.trailer
 }
 
 // Close interrupts a Read in progress and makes later ones fail.

@@ -162,9 +162,19 @@ func (r *Request) takeBody(req *call.Request) error {
 	body, n = r.incoming.stream(body, n)
 	req.Stream, req.Length = filtered{body, source}, n
 	if n < 0 {
-		req.Trailer = func() call.Fields { return carried(nil, r.x.RequestTrailer()) }
+		req.Trailer = trailerOf(r.x, source)
 	}
 	return nil
+}
+
+// trailerOf gives the trailing fields of a body. Whoever sends the body on may ask for them when
+// the request has been answered and its memory serves another, so they come from the body.
+func trailerOf(x exchange, body io.ReadCloser) func() call.Fields {
+	trailer := x.RequestTrailer
+	if own, ok := body.(interface{ Trailer() call.Fields }); ok {
+		trailer = own.Trailer
+	}
+	return func() call.Fields { return carried(nil, trailer()) }
 }
 
 // filtered is a stream whose end is its source's.
