@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -158,12 +159,16 @@ func appRequest(req *call.Request) (*h1.Request, error) {
 	return out, nil
 }
 
-// appFields are the headers the app sees. The request's own slice is used where it can be.
+// appFields are the headers the app sees. The request's own slice is used where it can be, and
+// only room behind its end is written: a retry sends the same request again.
 func appFields(req *call.Request) call.Fields {
 	if req.Protocol == call.Unary {
 		return unaryFields(req)
 	}
-	fs := withoutBinary(req.Header)
+	fs := req.Header
+	if slices.ContainsFunc(fs, func(f call.Field) bool { return binary(f.Name) }) {
+		fs = withoutBinary(append(make(call.Fields, 0, len(fs)+4), fs...))
+	}
 	if req.Type != "" && fs.Get("Content-Type") == "" {
 		fs.Add("Content-Type", req.Type)
 	}
