@@ -2,6 +2,8 @@ package nats
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"strconv"
 	"sync"
 
@@ -75,7 +77,8 @@ func (ls *lanes) drop() {
 
 // ask sends the requests in order and returns the answers in the order of the requests. It
 // fails as a whole when ctx ends, the connection is lost or a request cannot be sent;
-// answers got so far are returned with the error, nil for the rest.
+// answers got so far are returned with the error, nil for the rest. A request that is too
+// large fails alone, with the server's code for it.
 func (p *period) ask(ctx context.Context, op fault.Op, msgs ...*natsgo.Msg) ([]*natsgo.Msg, error) {
 	l, err := p.lane(op)
 	if err != nil {
@@ -84,21 +87,27 @@ func (p *period) ask(ctx context.Context, op fault.Op, msgs ...*natsgo.Msg) ([]*
 	answers := make([]*natsgo.Msg, len(msgs))
 	first := l.asked
 	sent, got := 0, 0
-	for err == nil && got < len(msgs) {
-		for sent < len(msgs) && sent-got < window && err == nil {
+	for got < sent || err == nil && sent < len(msgs) {
+		for err == nil && sent < len(msgs) && sent-got < window {
 			l.asked++
 			msgs[sent].Reply = l.inbox + strconv.FormatUint(l.asked, 36)
-			if err = p.nc.PublishMsg(msgs[sent]); err != nil {
-				err = sendError(op, err)
-			} else {
+			switch err = p.nc.PublishMsg(msgs[sent]); {
+			case err == nil:
 				sent++
+			case errors.Is(err, natsgo.ErrMaxPayload): // concerns this one only
+				answers[sent], err = tooLarge(p.nc.MaxPayload()), nil
+				sent++
+				got++
+			default:
+				err = sendError(op, err) // what was sent may have been acted on: wait for it
 			}
 		}
-		if err != nil {
-			break
+		if got == sent {
+			continue
 		}
-		var m *natsgo.Msg
-		if m, err = p.answer(ctx, op, l); err != nil {
+		m, lost := p.answer(ctx, op, l)
+		if lost != nil {
+			err = lost
 			break
 		}
 		n, bad := strconv.ParseUint(m.Subject[len(l.inbox):], 36, 64)
@@ -109,6 +118,11 @@ func (p *period) ask(ctx context.Context, op fault.Op, msgs ...*natsgo.Msg) ([]*
 	}
 	p.lanes.release(l, err == nil)
 	return answers, err
+}
+
+// tooLarge is what the server would answer to a message the library does not even send.
+func tooLarge(limit int64) *natsgo.Msg {
+	return &natsgo.Msg{Data: fmt.Appendf(nil, `{"error":{"code":400,"err_code":%d,"description":"the message is larger than %d bytes"}}`, codeMaxPayload, limit)}
 }
 
 // answer waits for the next answer on the lane.

@@ -18,6 +18,7 @@ import (
 	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/components/nats"
+	"github.com/mecha-project/mecha/components/nats/embedded"
 )
 
 func admin(t *testing.T, url string) jetstream.JetStream {
@@ -554,5 +555,37 @@ func TestGroupsAndTopicsDoNotMix(t *testing.T) {
 		if got != o.Topic {
 			t.Errorf("group %q on topic %q got %q", o.Group, o.Topic, got)
 		}
+	}
+}
+
+// TestOneTooLargeAmongMany: a message that cannot be sent fails alone; the others are written,
+// and said to be.
+func TestOneTooLargeAmongMany(t *testing.T) {
+	dir := nodeDir(t)
+	big := make([]byte, embedded.MaxPayload+1)
+	only := func(t *testing.T, errs []error, at int) {
+		t.Helper()
+		for i, err := range errs {
+			if want := map[bool]fault.Code{true: fault.TooLarge, false: fault.OK}[i == at]; fault.Of(err) != want {
+				t.Errorf("%d: %v, want %v", i, err, want)
+			}
+		}
+		if len(errs) == 0 {
+			t.Error("no error")
+		}
+	}
+	for _, at := range []int{0, 1, 2} {
+		t.Run(strconv.Itoa(at), func(t *testing.T) {
+			p, s := embeddedPubSub(t, dir, "pubsub"), embeddedState(t, dir, "statestore")
+			defer s.Close(t.Context())
+			defer p.Close(t.Context())
+			msgs, writes := make([]block.Message, 3), make([]block.StateWrite, 3)
+			for i := range msgs {
+				msgs[i], writes[i] = block.Message{Topic: "t", Data: []byte("x")}, block.StateWrite{Key: strconv.Itoa(i), Value: []byte("x")}
+			}
+			msgs[at].Data, writes[at].Value = big, big
+			only(t, p.Publish(t.Context(), msgs), at)
+			only(t, s.(block.StateBatch).SetMany(t.Context(), writes), at)
+		})
 	}
 }
