@@ -380,6 +380,36 @@ func TestAnEarlyAnswerStopsTheUpload(t *testing.T) {
 	}
 }
 
+// An app that answers early may go on reading what it already gets of the body. It must not
+// take the end of the call for the end of the body: half an upload is not a whole one.
+func TestABodyNeverEndsWellByTheEndOfItsCall(t *testing.T) {
+	for _, closed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("closed %v", closed), func(t *testing.T) {
+			kept := make(chan io.ReadCloser, 1)
+			p := newPair(t, func(ctx context.Context, req *call.Request, _ string, out call.Responder) error {
+				if _, err := io.ReadFull(req.Stream, make([]byte, 100)); err != nil {
+					t.Errorf("beginning of the body: %v", err)
+				}
+				kept <- req.Stream
+				if closed {
+					req.Stream.Close()
+				}
+				return out.Respond(ctx, &call.Response{Status: 202, Data: []byte("later")})
+			})
+			resp, err := p.Invoke(within(t), p.at, &call.Request{Target: "x", Stream: newEndless(), Length: call.Unknown})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := read(t, resp); err != nil || got != "later" {
+				t.Errorf("%q, %v", got, err)
+			}
+			if n, err := io.Copy(io.Discard, <-kept); err == nil {
+				t.Errorf("the body ended well after %d more bytes", n)
+			}
+		})
+	}
+}
+
 // The body is read only as fast as the callee takes it: nobody buffers an upload.
 func TestUploadsWaitForTheReader(t *testing.T) {
 	release := make(chan struct{})

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mecha-project/mecha/api/link"
@@ -165,6 +166,7 @@ func (s *Server) handle(st *link.Stream) {
 		req.Length = int64(len(req.Data))
 	default:
 		body := &requestBody{first: first, st: st}
+		defer body.over.Store(true)
 		req.Stream, req.Trailer = body, body.trailer
 	}
 	out := &responder{st: st, offered: req.Upgrade != ""}
@@ -183,15 +185,27 @@ func (s *Server) handle(st *link.Stream) {
 type requestBody struct {
 	first []byte
 	st    *link.Stream
+	over  atomic.Bool // closed, or its call has ended
 }
 
+// errBodyOver is what a body gives that is read after its call. The stream itself would say
+// io.EOF there, and an app that answered early would take half a body for a whole one.
+var errBodyOver = fault.New("peerapi.body", fault.Canceled, "the request body was closed, or its call has ended")
+
 func (b *requestBody) Read(p []byte) (int, error) {
+	if b.over.Load() {
+		return 0, errBodyOver
+	}
 	if len(b.first) > 0 {
 		n := copy(p, b.first)
 		b.first = b.first[n:]
 		return n, nil
 	}
-	return b.st.Read(p)
+	n, err := b.st.Read(p)
+	if err != nil && b.over.Load() { // set before the stream is told
+		err = errBodyOver
+	}
+	return n, err
 }
 
 // trailer is what the caller sent behind the body; one that cannot be read counts as none.
@@ -205,6 +219,7 @@ func (b *requestBody) trailer() call.Fields {
 
 // Close tells the caller that no more of the body is wanted; it is no failure of the call.
 func (b *requestBody) Close() error {
+	b.over.Store(true)
 	b.st.CloseRead()
 	return nil
 }
