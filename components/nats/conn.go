@@ -155,10 +155,6 @@ func (c *conn) connect() {
 	ctx, cancel := context.WithTimeout(c.life, dialTimeout)
 	defer cancel()
 	d, err := c.dial(ctx)
-	if err == nil && c.life.Err() != nil {
-		d.close()
-		err = c.life.Err()
-	}
 	if err != nil {
 		c.mu.Lock()
 		c.dialing, c.fail = false, err
@@ -168,6 +164,12 @@ func (c *conn) connect() {
 	}
 	states := d.nc.StatusChanged(natsgo.CONNECTED, natsgo.RECONNECTING, natsgo.CLOSED)
 	c.mu.Lock()
+	if c.closed { // close has not seen d
+		c.mu.Unlock()
+		d.nc.RemoveStatusListener(states)
+		d.close()
+		return
+	}
 	c.d, c.dialing, c.fail = d, false, nil
 	if d.nc.IsConnected() {
 		c.announce(c.d)
