@@ -234,6 +234,9 @@ func (l *link) dial() (net.Conn, error) {
 		if err == nil {
 			return c, nil
 		}
+		if l.life.Err() != nil { // nobody waits for it any more
+			return nil, fault.New(opConnect, fault.Unavailable, "the connection to the node of %s is closed", l.dir).WithSent(fault.SentNever)
+		}
 		started, err := l.start(ctx)
 		if err != nil {
 			return nil, err

@@ -424,3 +424,15 @@ func FuzzFormat(f *testing.F) {
 		_ = fmt.Sprint(err)
 	})
 }
+
+// TestNoNodeForAConnectionThatEnded: the library may try to repair a connection while it is
+// being closed; that is no reason to start a node.
+func TestNoNodeForAConnectionThatEnded(t *testing.T) {
+	dir := nodeDir(t)
+	if err := embedded.DialEnded(dir); fault.Of(err) != fault.Unavailable {
+		t.Errorf("error %v, want unavailable", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "node.log")); err == nil {
+		t.Error("a node was started")
+	}
+}
