@@ -53,6 +53,9 @@ func (c *Client) Invoke(ctx context.Context, to block.Instance, req *call.Reques
 		return nil, up.blame(err)
 	}
 	resp, streamed, upgrade, err := decodeAnswer(head)
+	if err == nil && upgrade && req.Upgrade == "" {
+		err = fault.New("peerapi.Invoke", fault.Invalid, "the peer switched protocols, which nobody offered").WithSent(fault.SentMaybe)
+	}
 	if err != nil {
 		up.fail(st)
 		st.Reset(fault.Canceled, "the answer could not be used")
@@ -76,6 +79,7 @@ func (c *Client) Invoke(ctx context.Context, to block.Instance, req *call.Reques
 			if first, err = st.ReadRest(mem.start(first), wholeLimit(resp.Length)); err != nil {
 				resp.Close()
 				up.fail(st)
+				st.Reset(fault.Canceled, "the answer could not be used")
 				return nil, up.blame(err)
 			}
 		}

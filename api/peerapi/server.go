@@ -161,7 +161,8 @@ func (s *Server) handle(st *link.Stream) {
 		mem := takeMemory(req.Length)
 		defer mem.Close()
 		if req.Data, err = st.ReadRest(mem.start(first), wholeLimit(req.Length)); err != nil {
-			return // the stream is over; its error reached the caller
+			st.Refuse(fault.Of(err), err.Error()) // in vain if the stream itself is over
+			return
 		}
 		req.Length = int64(len(req.Data))
 	default:
