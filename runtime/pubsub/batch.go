@@ -245,7 +245,7 @@ func (c *consumer) deliverBatchHTTP(ctx context.Context, path string, items []*i
 	sub := &c.route.sub
 	req := c.post(path, jsonType, encodeBatch(sub, items))
 	req.Header.Add("pubsubName", sub.PubSub)
-	status, body, err := c.exchange(ctx, req, maxBatchAnswer)
+	status, body, err := c.exchange(ctx, req)
 	switch {
 	case err != nil:
 		return nil, err

@@ -19,12 +19,9 @@ type StatusError struct{ Status int }
 
 func (e *StatusError) Error() string { return fmt.Sprintf("the app answered with status %d", e.Status) }
 
-// maxAnswer bounds what is read of an app's answer to an event; a status takes a few bytes. The
-// answer to a batch may be as large as Dapr's default body.
-const (
-	maxAnswer      = 64 << 10
-	maxBatchAnswer = 4 << 20
-)
+// maxAnswer bounds what is read of an app's answer; it is Dapr's default size of a body. What is
+// longer may say RETRY where nobody has read it, so it counts as no answer.
+const maxAnswer = 4 << 20
 
 // zeroTrace is sent for an event whose trace fields are empty, as Dapr does.
 const zeroTrace = "00-00000000000000000000000000000000-0000000000000000-00"
@@ -47,7 +44,7 @@ func (c *consumer) deliverHTTP(ctx context.Context, a *arrival, path string, att
 		}
 		req.Header.Add("traceparent", parent)
 	}
-	status, body, err := c.exchange(ctx, req, maxAnswer)
+	status, body, err := c.exchange(ctx, req)
 	switch {
 	case err != nil:
 		return Retry, err
@@ -71,8 +68,8 @@ func (c *consumer) post(route, contentType string, body []byte) *call.Request {
 		Data: body, Length: int64(len(body))}
 }
 
-// exchange sends a request to the app and reads the answer, as far as limit.
-func (c *consumer) exchange(ctx context.Context, req *call.Request, limit int64) (status int, body []byte, err error) {
+// exchange sends a request to the app and reads the answer, as far as maxAnswer.
+func (c *consumer) exchange(ctx context.Context, req *call.Request) (status int, body []byte, err error) {
 	if c.s.opts.App == nil {
 		return 0, nil, fault.New("pubsub.deliver", fault.NotReady, "app channel is not initialized").With(fault.NoApp)
 	}
@@ -84,9 +81,12 @@ func (c *consumer) exchange(ctx context.Context, req *call.Request, limit int64)
 	if resp.Stream == nil {
 		return resp.Status, resp.Data, nil
 	}
-	body, err = io.ReadAll(io.LimitReader(resp.Stream, limit))
-	if err != nil {
+	body, err = io.ReadAll(io.LimitReader(resp.Stream, maxAnswer+1))
+	switch {
+	case err != nil:
 		return 0, nil, fault.Wrap("pubsub.deliver", fault.Unavailable, fmt.Errorf("reading the app's answer: %w", err))
+	case len(body) > maxAnswer && resp.Status >= 200 && resp.Status <= 299: // of others the status says all
+		return 0, nil, fault.New("pubsub.deliver", fault.Unavailable, "the app's answer to an event is longer than %d bytes; a status is enough", maxAnswer)
 	}
 	return resp.Status, body, nil
 }

@@ -53,6 +53,13 @@ var outcomes = []struct {
 	{"streamed DROP", func() (*call.Response, error) {
 		return &call.Response{Status: 200, Length: call.Unknown, Stream: io.NopCloser(strings.NewReader(`{"status":"DROP"}`))}, nil
 	}},
+	{"streamed RETRY with a long reason", func() (*call.Response, error) {
+		return &call.Response{Status: 200, Length: call.Unknown, Stream: io.NopCloser(strings.NewReader(
+			`{"reason":"` + strings.Repeat("x", 100<<10) + `","status":"RETRY"}`))}, nil
+	}},
+	{"streamed without end", func() (*call.Response, error) {
+		return &call.Response{Status: 200, Length: call.Unknown, Stream: io.NopCloser(endless{})}, nil
+	}},
 	{"transport failure", func() (*call.Response, error) { return nil, fault.New("t", fault.Unavailable, "refused") }},
 	{"app unhealthy", func() (*call.Response, error) {
 		return nil, fault.New("t", fault.NotReady, "app is not in a healthy state").With(fault.AppUnhealthy)
@@ -63,6 +70,15 @@ var outcomes = []struct {
 type brokenReader struct{}
 
 func (brokenReader) Read([]byte) (int, error) { return 0, errors.New("connection reset") }
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = ' '
+	}
+	return len(p), nil
+}
 
 // TestOutcomes writes down what becomes of a message for every answer of the app, without and
 // with a dead-letter topic: testdata/outcomes.txt is the delivery table.
