@@ -280,8 +280,12 @@ func (s *Service) remote(ctx context.Context, d *destination, req *call.Request)
 			}
 			continue
 		}
-		if !ok {
+		switch {
+		case ok:
+		case last != nil:
 			return nil, last
+		default: // its last instance vanished as soon as it was found
+			return nil, notFound(d.names.name)
 		}
 		start := time.Now()
 		if s.o.Record != nil {

@@ -132,9 +132,14 @@ func (r *resolver) find(ctx context.Context, name block.Name, target func() *cal
 	return r.add(&destination{target: target(), names: n}), nil
 }
 
+const opResolve fault.Op = "invoke.resolve"
+
+func notFound(name block.Name) error {
+	return fault.New(opResolve, fault.NotFound, "couldn't find service: %s", name.App)
+}
+
 // refresh asks the registry again. Callers that come while a lookup runs share its answer.
 func (r *resolver) refresh(ctx context.Context, n *names) error {
-	const op fault.Op = "invoke.resolve"
 	before := n.list.Load()
 	n.lookup.Lock()
 	defer n.lookup.Unlock()
@@ -142,14 +147,14 @@ func (r *resolver) refresh(ctx context.Context, n *names) error {
 		return nil
 	}
 	if r.registry == nil {
-		return fault.New(op, fault.NotReady, "couldn't find service: %s: no name resolution is configured", n.name.App)
+		return fault.New(opResolve, fault.NotReady, "couldn't find service: %s: no name resolution is configured", n.name.App)
 	}
 	all, err := r.registry.Resolve(ctx, n.name)
 	if err != nil {
-		return fault.New(op, fault.Of(err), "couldn't find service: %s", n.name.App).WithSent(fault.SentNever).Because(err)
+		return fault.New(opResolve, fault.Of(err), "couldn't find service: %s", n.name.App).WithSent(fault.SentNever).Because(err)
 	}
 	if len(all) == 0 {
-		return fault.New(op, fault.NotFound, "couldn't find service: %s", n.name.App)
+		return notFound(n.name)
 	}
 	n.set(all)
 	return nil
