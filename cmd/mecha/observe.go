@@ -17,10 +17,20 @@ type serverObserver struct {
 }
 
 func (o *serverObserver) HTTPServed(r httpapi.Served) {
-	o.metrics.HTTPServer(r.Method, r.Path, r.Status, r.BytesIn, r.BytesOut, r.Took)
+	o.metrics.HTTPServer(verb(r.Method), r.Path, r.Status, r.BytesIn, r.BytesOut, r.Took)
 	if o.api != nil {
 		o.api.HTTP(telemetry.HTTPCall{Verb: r.Method, Path: r.Path, Route: r.Route, UserAgent: r.UserAgent, Code: r.Status, Size: r.BytesOut, Took: r.Took})
 	}
+}
+
+// verb is a verb as a label. A caller can invent any number of them, and a series is never
+// forgotten, so unknown ones share one.
+func verb(method string) string {
+	switch method {
+	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT":
+		return method
+	}
+	return "OTHER"
 }
 
 // ErrorCode counts an error answered over HTTP.
