@@ -98,12 +98,9 @@ func (c *appConn) lost(err error) error {
 	if code, ok := h2.IsReset(err); ok && fault.SentOf(err) != fault.SentNever {
 		return status.Error(codeOfReset(code), "stream terminated by RST_STREAM with error code: "+code.String())
 	}
-	var fe *fault.Error
-	switch {
-	case fault.Of(err) == fault.Canceled, fault.Of(err) == fault.Deadline:
-		return &lostError{fault.New(opChannel, fault.Of(err), "app %s", c.addr).WithSent(fault.SentOf(err)).Because(err)}
-	case errors.As(err, &fe) && fe.Code == fault.Unavailable && fe.Sent == fault.SentNever:
-		return &lostError{fault.New(opChannel, fault.Unavailable, "dial app %s; is the app listening there, and is --app-protocol right?", strings.TrimPrefix(err.Error(), "dial ")).
+	dialled := strings.TrimPrefix(err.Error(), "dial ")
+	if fault.Of(err) == fault.Unavailable && fault.SentOf(err) == fault.SentNever && dialled != err.Error() {
+		return &lostError{fault.New(opChannel, fault.Unavailable, "dial app %s; is the app listening there, and is --app-protocol right?", dialled).
 			With(fault.AppUnreachable).WithSent(fault.SentNever)}
 	}
 	return &lostError{fault.New(opChannel, fault.Of(err), "app %s", c.addr).WithSent(fault.SentOf(err)).Because(err)}

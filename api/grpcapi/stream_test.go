@@ -167,6 +167,9 @@ func TestAStreamEndsWithItsClient(t *testing.T) {
 	s := events(t)
 	k := newKit(t, grpcapi.Options{PubSub: s})
 	st := subscribed(t, k, "t")
+	for deadline := time.Now().Add(5 * time.Second); len(s.List()) == 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond) // the stream is told first, the list follows
+	}
 	if list := s.List(); len(list) != 1 || list[0].Source.String() != "STREAMING" {
 		t.Errorf("subscriptions %+v", list)
 	}
