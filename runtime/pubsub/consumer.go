@@ -190,7 +190,7 @@ func (c *consumer) failed(ctx context.Context, j *job, err error) time.Duration 
 	switch {
 	case ctx.Err() != nil || c.closing():
 		return 0 // unanswered
-	case fault.Of(err) == fault.NotReady || c.route.sub.DeadLetterTopic == "":
+	case fault.Of(err) == fault.NotReady || !c.route.sub.buries():
 		return c.later(j, err)
 	}
 	return c.bury(ctx, j, err)
@@ -199,7 +199,7 @@ func (c *consumer) failed(ctx context.Context, j *job, err error) time.Duration 
 // discard settles a message nobody wants: it leaves a copy on the dead-letter topic if there
 // is one.
 func (c *consumer) discard(ctx context.Context, j *job, why string) time.Duration {
-	if c.route.sub.DeadLetterTopic == "" {
+	if !c.route.sub.buries() {
 		c.log.DebugContext(ctx, "message discarded", "why", why, "position", j.Position)
 		j.Ack()
 		return 0

@@ -126,6 +126,34 @@ func outcome(t *testing.T, out *bytes.Buffer, name string, dead bool, answer fun
 	fmt.Fprintf(out, "%s\n  %s\n  metrics: %s\n", name, strings.Join(steps, " | "), strings.Join(rec.got, ", "))
 }
 
+// TestDeadLetterToItself: a dead-letter topic that is the topic itself would turn one bad
+// message into an endless stream of copies without a pause.
+func TestDeadLetterToItself(t *testing.T) {
+	for name, answer := range map[string]string{"RETRY": "nack 1", "DROP": "ack 1"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBroker()
+				log := b.record()
+				calls := 0
+				s := open(t, b, nil, pubsub.Options{App: app(func(context.Context, *call.Request) (*call.Response, error) {
+					if calls++; calls > 5 {
+						return status(200, "")
+					}
+					return status(200, `{"status":"`+name+`"}`)
+				})})
+				defer drain(t, s)
+				subscribe(t, s, sub("t", func(s *pubsub.Subscription) { s.DeadLetterTopic = "t" }))
+				b.put(event("t", "", "x"))
+				time.Sleep(300 * time.Millisecond)
+				synctest.Wait()
+				if diff := cmp.Diff([]string{"publish t", answer}, log()); diff != "" {
+					t.Error(diff)
+				}
+			})
+		})
+	}
+}
+
 func golden(t *testing.T, name string, got []byte) {
 	t.Helper()
 	path := filepath.Join("testdata", name)

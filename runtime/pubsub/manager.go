@@ -246,6 +246,9 @@ func (s *Service) List() []Subscription {
 // supervise keeps one subscription running until fetch ends.
 func (s *Service) supervise(fetch, work context.Context, r *route, sink EventSink) {
 	log := s.log.With("component", r.sub.PubSub, "topic", r.sub.Topic)
+	if r.sub.DeadLetterTopic != "" && !r.sub.buries() {
+		log.WarnContext(fetch, "the dead-letter topic is the topic itself and is not used; name another one")
+	}
 	for failures := 1; fetch.Err() == nil; failures++ {
 		h, err := s.stores.Lookup(r.sub.PubSub)
 		if err != nil {

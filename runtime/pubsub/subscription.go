@@ -43,7 +43,7 @@ const (
 // Subscription is one topic the app wants.
 type Subscription struct {
 	PubSub, Topic   string
-	DeadLetterTopic string            // empty: none
+	DeadLetterTopic string            // empty: none; Topic itself counts as none
 	Metadata        map[string]string // rawPayload, maxInFlight, and what the broker knows
 	Rules           []Rule
 	Bulk            BulkSubscribe
@@ -58,6 +58,10 @@ func (s *Subscription) raw() bool {
 	raw, _ := strconv.ParseBool(s.Metadata["rawPayload"])
 	return raw
 }
+
+// buries tells whether messages given up go to a dead-letter topic. A copy on the topic itself
+// would come again at once, and be copied again, for ever.
+func (s *Subscription) buries() bool { return s.DeadLetterTopic != "" && s.DeadLetterTopic != s.Topic }
 
 // inFlight is the number of messages worked on at once.
 func (s *Subscription) inFlight(normal int) int {
