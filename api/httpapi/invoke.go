@@ -34,9 +34,7 @@ func (s *Server) invokePath(r *Request, _ args) {
 	}
 	target, method, ok := splitInvoke(r.Path)
 	if !ok || isCollapsedURL(target) {
-		if i := strings.Index(r.raw, "invoke/"); i >= 0 && strings.Contains(r.raw, "/method/") {
-			target, method, ok = splitInvoke(r.raw)
-		}
+		target, method, ok = splitInvoke(r.raw)
 	}
 	if !ok || target == "" {
 		r.Fail(apierr.Invoke("", errNoTarget))
@@ -45,13 +43,19 @@ func (s *Server) invokePath(r *Request, _ args) {
 	s.invoke(r, unescape(target), method)
 }
 
+// splitInvoke takes an invocation path apart, duplicate slashes or not. Only its beginning counts:
+// the same words further back belong to the method.
 func splitInvoke(path string) (target, method string, ok bool) {
-	const prefix = "/v1.0/invoke/"
-	i := strings.Index(path, prefix)
-	if i < 0 {
-		return "", "", false
+	for _, word := range [...]string{"v1.0", "invoke", ""} {
+		rest := strings.TrimLeft(path, "/")
+		if len(rest) == len(path) {
+			return "", "", false
+		}
+		if path, ok = strings.CutPrefix(rest, word); !ok {
+			return "", "", false
+		}
 	}
-	return strings.Cut(path[i+len(prefix):], "/method/")
+	return strings.Cut(path, "/method/")
 }
 
 func isCollapsedURL(target string) bool {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,7 +34,8 @@ func TestTrailersAfterTheAnswer(t *testing.T) {
 		}
 		return out.Respond(ctx, &call.Response{Status: 200})
 	}))
-	base, down := serve(t, k)
+	base, stop := serve(t, k)
+	down := sync.OnceFunc(stop)
 	defer down()
 	c, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
 	if err != nil {
@@ -50,6 +52,8 @@ func TestTrailersAfterTheAnswer(t *testing.T) {
 		}
 		resp.Body.Close()
 	}
+	c.Close()
+	down() // the answer is here before the exchange is over
 	if late := (<-trailers)(); len(late) > 0 {
 		t.Errorf("trailing fields after the answer: %v", late)
 	}

@@ -318,3 +318,26 @@ func FuzzTarget(f *testing.F) {
 		}
 	})
 }
+
+// TestCollapsedAndRawPathAgree: a URL target is read from the path before slashes were
+// collapsed. It must be the target that whoever judged the collapsed path saw.
+func TestCollapsedAndRawPathAgree(t *testing.T) {
+	for _, tt := range []struct{ name, path, target, method string }{
+		{"plain", "/v1.0/invoke/http://good.test/method/m", "http://good.test", "m"},
+		{"slashes everywhere", "//v1.0//invoke//http://good.test//method//m", "http://good.test/", "m"},
+		{"a second API path behind", "/v1.0//invoke/http://good.test/method/v1.0/invoke/shop/method/admin", "http://good.test", "v1.0/invoke/shop/method/admin"},
+		{"and without one slash too many", "//v1.0/invoke/http://good.test/method/v1.0/invoke/shop/method/admin", "http://good.test", "v1.0/invoke/shop/method/admin"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var got *call.Request
+			k := newKit(withInvoke(func(ctx context.Context, req *call.Request, out call.Responder) error {
+				got = req
+				return out.Respond(ctx, &call.Response{Status: 200})
+			}))
+			x := k.do("GET", tt.path, "")
+			if got == nil || got.Target != tt.target || got.Path != tt.method {
+				t.Errorf("status %d, called %+v, want target %s, method %s", x.Status, got, tt.target, tt.method)
+			}
+		})
+	}
+}
