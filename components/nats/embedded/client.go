@@ -229,6 +229,7 @@ func (l *link) InProcessConn() (net.Conn, error) {
 func (l *link) dial() (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(l.life, connectPatience)
 	defer cancel()
+	deaths := 0 // of nodes that were killed as they started
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		c, err := net.DialTimeout("unix", l.dir.socket(), 5*time.Second)
 		if err == nil {
@@ -238,6 +239,10 @@ func (l *link) dial() (net.Conn, error) {
 			return nil, fault.New(opConnect, fault.Unavailable, "the connection to the node of %s is closed", l.dir).WithSent(fault.SentNever)
 		}
 		started, err := l.start(ctx)
+		if _, killed := errors.AsType[killedError](err); killed && deaths < 3 {
+			deaths++
+			err = nil
+		}
 		if err != nil {
 			return nil, err
 		}

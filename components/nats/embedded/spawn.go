@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -105,18 +106,31 @@ func (l *link) firstWord(ctx context.Context, from *os.File, exited <-chan error
 		return false, fault.New(opConnect, fault.Unavailable, "the embedded node of %s was started and is not ready yet; see %s", l.dir, l.dir.file(logName)).WithSent(fault.SentNever)
 	}
 	// It ended, or closed its output, without a word.
-	how := "closed its output"
+	how, byOthers := "closed its output", false
 	select {
 	case err := <-exited:
 		how = "exited"
 		if err != nil {
 			how = err.Error()
 		}
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		byOthers = ok && exit.ExitCode() < 0
 	case <-time.After(time.Second):
 	}
 	tail := l.dir.logTail()
 	if tail != "" {
 		tail = fmt.Sprintf("; the end of its log:\n%s", tail)
 	}
-	return false, fault.New(opConnect, fault.Unavailable, "the embedded node of %s did not start (%s)%s", l.dir, how, tail).WithSent(fault.SentNever)
+	err := fault.New(opConnect, fault.Unavailable, "the embedded node of %s did not start (%s)%s", l.dir, how, tail).WithSent(fault.SentNever)
+	if byOthers {
+		return false, killedError{err}
+	}
+	return false, err
 }
+
+// killedError is a start that ended by a signal. That says nothing about the directory: another
+// start may do.
+type killedError struct{ error }
+
+// Unwrap gives the fault.
+func (e killedError) Unwrap() error { return e.error }

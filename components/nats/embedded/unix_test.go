@@ -187,3 +187,34 @@ func unlocked(dir string) bool {
 	defer f.Close()
 	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
 }
+
+// TestNodeKilledBeforeItsFirstWord: a node that is killed while it starts (out of memory, an
+// impatient user) is started once more; one that keeps being killed is reported.
+func TestNodeKilledBeforeItsFirstWord(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		deaths int
+		works  bool
+	}{"once": {1, true}, "always": {99, false}} {
+		t.Run(name, func(t *testing.T) {
+			dir, lives := nodeDir(t), t.TempDir()
+			script := filepath.Join(lives, "node.sh")
+			write(t, script, fmt.Sprintf("#!/bin/sh\nif [ $(ls %[1]s/dead* 2>/dev/null | wc -l) -lt %[2]d ]; then : >%[1]s/dead$$; kill -9 $$; fi\nexec %[3]s \"$@\"\n", lives, tc.deaths, self))
+			if err := os.Chmod(script, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			c, err := embedded.Connect(t.Context(), embedded.Options{DataDir: dir, Linger: 200 * time.Millisecond, Executable: script, Args: []string{"embedded"}})
+			if (err == nil) != tc.works {
+				t.Fatalf("Connect: %v, want success to be %v", err, tc.works)
+			}
+			if err == nil {
+				c.Close()
+			} else if !strings.Contains(err.Error(), "killed") {
+				t.Errorf("error %v does not tell that the node was killed", err)
+			}
+		})
+	}
+}
