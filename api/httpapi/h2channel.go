@@ -10,6 +10,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"net/url"
+	"sync"
 	"time"
 
 	"github.com/mecha-project/mecha/api/h1"
@@ -36,11 +37,13 @@ func newH2Client(addr string, maxHeader int) *h2client {
 
 // do sends a request and returns when the head of its answer is there.
 func (c *h2client) do(ctx context.Context, in *h1.Request) (*call.Response, error) {
-	req, err := c.request(ctx, in)
+	interim := interim{to: in.Inform}
+	req, err := c.request(ctx, in, &interim)
 	if err != nil {
 		return nil, err
 	}
 	resp, err := c.wire.RoundTrip(req)
+	interim.end()
 	if err != nil {
 		return nil, h2Failure(err)
 	}
@@ -53,7 +56,28 @@ func (c *h2client) do(ctx context.Context, in *h1.Request) (*call.Response, erro
 	return out, nil
 }
 
-func (c *h2client) request(ctx context.Context, in *h1.Request) (*http.Request, error) {
+// interim passes interim answers on while their call lasts. The transport reports them from a
+// goroutine that does not wait for a call given up, when the one they go to may be gone.
+type interim struct {
+	mu sync.Mutex
+	to func(status int, fields call.Fields) // guarded by mu; nil once the call is over
+}
+
+func (i *interim) pass(status int, fields call.Fields) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.to != nil {
+		i.to(status, fields)
+	}
+}
+
+func (i *interim) end() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.to = nil
+}
+
+func (c *h2client) request(ctx context.Context, in *h1.Request, interim *interim) (*http.Request, error) {
 	u, err := url.Parse("http://" + c.addr + in.Target)
 	if err != nil {
 		return nil, fault.New(opChannel, fault.Invalid, "the method path %q is no URL path", in.Target)
@@ -61,7 +85,7 @@ func (c *h2client) request(ctx context.Context, in *h1.Request) (*http.Request, 
 	if in.Inform != nil {
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: func(status int, h textproto.MIMEHeader) error {
 			if status != http.StatusContinue {
-				in.Inform(status, fieldsOf(http.Header(h)))
+				interim.pass(status, fieldsOf(http.Header(h)))
 			}
 			return nil
 		}})
