@@ -3,6 +3,7 @@ package grpcapi
 import (
 	"strings"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -95,6 +96,9 @@ func statusTrailer(md metadata.MD, st *status.Status) call.Fields {
 
 func appendStatus(fs call.Fields, st *status.Status) call.Fields {
 	fs.Add(trailerStatus, codeText(st.Code()))
+	if st.Code() == codes.OK {
+		return fs
+	}
 	if st.Message() != "" {
 		fs.Add(trailerMessage, st.Message())
 	}

@@ -42,25 +42,33 @@ func isGRPC(contentType string) bool {
 func incoming(st *h2.Stream) metadata.MD {
 	fs := st.Header()
 	md := make(metadata.MD, len(fs)+1)
-	values := make([]string, 1, len(fs)+1)
+	values := make([]string, 1, len(fs)+1) // the slices of the map, for the usual case of one value each
 	values[0] = st.Authority()
 	md[":authority"] = values[0:1:1]
 	for i := range fs {
-		name := fs[i].Name
-		switch name {
-		case "te", timeoutKey, encodingKey, trailerStatus, trailerMessage, "grpc-message-type", "host":
-			continue
-		}
-		eachValue(name, fs[i].Value, func(v string) {
-			if old, ok := md[name]; ok {
-				md[name] = append(old, v)
-				return
-			}
-			values = append(values, v)
+		name, value := fs[i].Name, fs[i].Value
+		old, again := md[name]
+		switch {
+		case ofProtocol(name):
+		case strings.HasSuffix(name, "-bin"):
+			eachValue(name, value, func(v string) { md[name] = append(md[name], v) })
+		case again:
+			md[name] = append(old, value)
+		default:
+			values = append(values, value)
 			md[name] = values[len(values)-1 : len(values) : len(values)]
-		})
+		}
 	}
 	return md
+}
+
+// ofProtocol names are no metadata of a request.
+func ofProtocol(name string) bool {
+	switch name {
+	case "te", timeoutKey, encodingKey, trailerStatus, trailerMessage, "grpc-message-type", "host":
+		return true
+	}
+	return false
 }
 
 // eachValue decodes a field: binary ones are base64, padded or not, and several may be joined
@@ -140,6 +148,9 @@ func plainFields(fs call.Fields, keep func(name string) bool) call.Fields {
 // statusFields adds a status as it travels behind an answer.
 func statusFields(to call.Fields, st *status.Status) call.Fields {
 	to = append(to, call.Field{Name: trailerStatus, Value: codeText(st.Code())})
+	if st.Code() == codes.OK {
+		return to
+	}
 	if st.Message() != "" {
 		to = append(to, call.Field{Name: trailerMessage, Value: escapeMessage(st.Message())})
 	}

@@ -154,7 +154,7 @@ func (c *conn) end(cause error) {
 		c.mu.Unlock()
 		return
 	}
-	inFlight := len(c.streams)
+	inFlight, spoke := len(c.streams), c.settled
 	if c.out.finishing || (c.away.closed && inFlight == 0) {
 		cause = net.ErrClosed // it was leaving and had nothing left to do
 	}
@@ -173,7 +173,7 @@ func (c *conn) end(cause error) {
 	c.mu.Unlock()
 	_ = c.nc.Close()
 	c.tellLeft()
-	c.report(cause, inFlight)
+	c.report(cause, inFlight, spoke)
 }
 
 // tellLeft says, once, that the connection takes no more streams.
@@ -183,14 +183,15 @@ func (c *conn) tellLeft() {
 	}
 }
 
-// report logs what an operator would want to know; orderly ends are not among it.
-func (c *conn) report(cause error, inFlight int) {
+// report logs what an operator would want to know: orderly ends are not among it, nor strangers
+// that never spoke HTTP/2.
+func (c *conn) report(cause error, inFlight int, spoke bool) {
 	if errors.Is(cause, net.ErrClosed) || (cause == io.EOF && inFlight == 0) {
 		return
 	}
 	var ce *ConnError
 	level := slog.LevelDebug
-	if errors.As(cause, &ce) {
+	if errors.As(cause, &ce) && spoke {
 		level = slog.LevelWarn
 	}
 	c.cfg.log.Log(context.Background(), level, "HTTP/2 connection lost", "peer", c.peerName(), "err", cause.Error(), "streams", inFlight)

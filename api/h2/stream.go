@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/mecha-project/mecha/components/fault"
@@ -206,7 +207,7 @@ func (st *Stream) waiting() context.Context {
 func (st *Stream) awaitRead(ctx context.Context) error {
 	c := st.c
 	if st.rsig == nil {
-		st.rsig = make(chan struct{}, 1)
+		st.rsig = signals.Get().(chan struct{})
 	}
 	st.reading = true
 	sig := st.rsig
@@ -297,8 +298,23 @@ func (st *Stream) Close() {
 	}
 	st.dropUnread()
 	st.freeFirst()
+	if st.rsig != nil && !st.reading {
+		giveSignal(st.rsig)
+		st.rsig = nil
+	}
 	c.mu.Unlock()
 	c.flushIf(flush)
+}
+
+// signals recycles channels that streams were woken with; a call costs one otherwise.
+var signals = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
+
+func giveSignal(sig chan struct{}) {
+	select {
+	case <-sig:
+	default:
+	}
+	signals.Put(sig)
 }
 
 // resetLocked adds a RST_STREAM and fails the stream. Locked.
