@@ -22,6 +22,8 @@ const (
 	downFor = time.Second
 	// askAgain is how long a registry that failed is left alone while old answers will do.
 	askAgain = time.Second
+	// lookupWithin bounds one lookup, should a registry not bound it itself.
+	lookupWithin = 15 * time.Second
 	// maxNames bounds the cache; callers choose the names.
 	maxNames = 4096
 )
@@ -35,7 +37,7 @@ type resolver struct {
 	running  sync.WaitGroup
 
 	known atomic.Pointer[map[block.Name]*destination]
-	mu    sync.Mutex // serialises changes of known
+	mu    sync.Mutex // serialises changes of known, and guards the lookups of names
 }
 
 // names is one resolved name: its instances and how they fare. Lists are replaced, never
@@ -45,8 +47,8 @@ type names struct {
 	watched bool
 	next    atomic.Uint32
 	list    atomic.Pointer[instances]
-	lookup  sync.Mutex // one registry lookup at a time
-	down    sync.Map   // instance id → time.Time until which it is avoided
+	lookup  *lookup  // under way; guarded by resolver.mu
+	down    sync.Map // instance id → time.Time until which it is avoided
 	downs   atomic.Int32
 }
 
@@ -138,20 +140,71 @@ func notFound(name block.Name) error {
 	return fault.New(opResolve, fault.NotFound, "couldn't find service: %s", name.App)
 }
 
-// refresh asks the registry again. Callers that come while a lookup runs share its answer.
+// refresh asks the registry again. Callers that come while a lookup runs share its answer, each
+// waiting no longer than its ctx.
 func (r *resolver) refresh(ctx context.Context, n *names) error {
-	before := n.list.Load()
-	n.lookup.Lock()
-	defer n.lookup.Unlock()
-	if l := n.list.Load(); l != before && len(l.all) > 0 {
-		return nil
-	}
 	if r.registry == nil {
 		return fault.New(opResolve, fault.NotReady, "couldn't find service: %s: no name resolution is configured", n.name.App)
 	}
+	l, err := r.join(n)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-l.done:
+		return l.err
+	case <-ctx.Done():
+		return fault.New(opResolve, fault.Of(ctx.Err()), "still looking for service: %s", n.name.App).WithSent(fault.SentNever).Because(ctx.Err())
+	}
+}
+
+// lookup is one question to the registry.
+type lookup struct {
+	done chan struct{}
+	err  error // set before done is closed
+}
+
+// join returns the lookup that runs, or begins one. It belongs to no caller: one that loses
+// patience must not take the answer from the others.
+func (r *resolver) join(n *names) (*lookup, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case n.lookup != nil:
+		return n.lookup, nil
+	case r.ctx.Err() != nil:
+		return nil, fault.New(opResolve, fault.Unavailable, "couldn't find service: %s: this sidecar is shutting down", n.name.App).WithSent(fault.SentNever)
+	}
+	l := &lookup{done: make(chan struct{})}
+	n.lookup = l
+	r.running.Add(1)
+	go func() {
+		defer r.running.Done()
+		l.err = r.ask(n)
+		r.mu.Lock()
+		n.lookup = nil
+		r.mu.Unlock()
+		close(l.done)
+	}()
+	return l, nil
+}
+
+// ask is the lookup itself. A panic of a registry is its callers' error.
+func (r *resolver) ask(n *names) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = call.Panicked(p)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(r.ctx, lookupWithin)
+	defer cancel()
 	all, err := r.registry.Resolve(ctx, n.name)
 	if err != nil {
-		return fault.New(opResolve, fault.Of(err), "couldn't find service: %s", n.name.App).WithSent(fault.SentNever).Because(err)
+		code := fault.Of(err)
+		if ctx.Err() != nil {
+			code = fault.Unavailable // our own limit, not a caller's
+		}
+		return fault.New(opResolve, code, "couldn't find service: %s", n.name.App).WithSent(fault.SentNever).Because(err)
 	}
 	if len(all) == 0 {
 		return notFound(n.name)
