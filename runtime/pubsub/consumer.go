@@ -32,6 +32,11 @@ func backoff(n int) time.Duration {
 	return min(time.Duration(float64(d)*(0.8+0.4*rand.Float64())), lastPause)
 }
 
+// settlePatience is how long messages in progress may take to finish when a subscription stops
+// for a while, because the app is not healthy or the component is replaced. A call that hangs
+// must not keep the subscription from coming back. A drain has its own limit.
+const settlePatience = time.Minute
+
 // consumer is one subscription at work on one component instance.
 type consumer struct {
 	s       *Service
@@ -45,12 +50,14 @@ type consumer struct {
 	closing func() bool // fetching has stopped for good or for now
 }
 
-// run consumes until fetch ends, then lets messages in progress finish, for as long as work
-// lasts. Messages fetched and not begun, and those cut short by work's end, stay unanswered:
+// run consumes until fetch ends, then lets messages in progress finish, for as long as work and
+// settlePatience last. Messages fetched and not begun, and those cut short by work's end, stay unanswered:
 // they go back to the group when the broker's Consume returns. An early return says why the
 // broker cannot go on.
 func (c *consumer) run(fetch, work context.Context) error {
 	c.closing = func() bool { return fetch.Err() != nil }
+	work, cut := context.WithCancel(work)
+	defer cut()
 	consume, cancel := context.WithCancel(work)
 	defer cancel()
 	limit := c.route.sub.inFlight(c.s.opts.MaxInFlight)
@@ -60,20 +67,31 @@ func (c *consumer) run(fetch, work context.Context) error {
 		opts.Group = c.s.self.App
 	}
 	var deliver func(block.Delivery)
-	var settle func() // returns when nothing is in progress
+	var stop func() // returns when nothing is in progress
 	if c.route.sub.Bulk.Enabled {
 		b := newBatcher(&c.route.sub, func(ds []block.Delivery) {
 			defer c.survive(ds...)
 			c.handleBatch(work, ds)
 		})
 		opts.MaxInFlight = max(opts.MaxInFlight, 2*b.size)
-		deliver, settle = b.add, b.stop
+		deliver, stop = b.add, b.stop
 	} else {
 		c.lanes = newLanes(limit, func(j *job) time.Duration {
 			defer c.survive(j.Delivery)
 			return c.handle(work, j)
 		})
-		deliver, settle = c.lanes.add, c.lanes.stop
+		deliver, stop = c.lanes.add, c.lanes.stop
+	}
+	settle := func() {
+		late := time.AfterFunc(settlePatience, func() {
+			select {
+			case <-c.s.manager.draining:
+			default:
+				cut()
+			}
+		})
+		stop()
+		late.Stop()
 	}
 	drained := make(chan struct{})
 	unhook := context.AfterFunc(fetch, func() {

@@ -430,3 +430,56 @@ func TestUnchangedSubscriptionsGoOn(t *testing.T) {
 		}
 	})
 }
+
+// TestHungHandler: one call the app never answers must not keep a subscription from coming
+// back after a pause. A drain waits for as long as it was told to.
+func TestHungHandler(t *testing.T) {
+	hanging := func(served *atomic.Int64, cut *atomic.Bool) app {
+		return func(ctx context.Context, r *call.Request) (*call.Response, error) {
+			if strings.Contains(string(r.Data), "hang") && !cut.Load() {
+				<-ctx.Done()
+				cut.Store(true)
+				return nil, ctx.Err()
+			}
+			served.Add(1)
+			return status(200, "")
+		}
+	}
+	t.Run("pause", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBroker()
+			var served atomic.Int64
+			var cut atomic.Bool
+			s := open(t, b, nil, pubsub.Options{App: hanging(&served, &cut)})
+			defer drain(t, s)
+			subscribe(t, s, sub("t"))
+			b.put(event("t", "", "hang"))
+			synctest.Wait()
+			s.Pause()
+			b.put(event("t", "", "next"))
+			s.Resume()
+			time.Sleep(5 * time.Minute)
+			synctest.Wait()
+			if got := served.Load(); got != 2 {
+				t.Errorf("%d of 2 messages were handled", got)
+			}
+		})
+	})
+	t.Run("drain", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBroker()
+			var served atomic.Int64
+			var cut atomic.Bool
+			s := open(t, b, nil, pubsub.Options{App: hanging(&served, &cut)})
+			subscribe(t, s, sub("t"))
+			b.put(event("t", "", "hang"))
+			synctest.Wait()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+			defer cancel()
+			began := time.Now()
+			if err := s.Drain(ctx); err == nil || time.Since(began) != 10*time.Minute {
+				t.Errorf("Drain: %v after %v", err, time.Since(began))
+			}
+		})
+	})
+}

@@ -177,7 +177,8 @@ func (s *Service) announce() {
 
 // Pause stops all subscriptions, streams too, because the app is not healthy: nothing is
 // fetched any more, and what was fetched and not begun goes back to its group. It does not
-// wait for messages in progress; their calls fail or finish as the app does.
+// wait for messages in progress; their calls fail or finish as the app does, and are cut short
+// after settlePatience.
 func (s *Service) Pause() {
 	m := &s.manager
 	m.mu.Lock()
