@@ -1,10 +1,6 @@
 package invoke
 
-import (
-	"strings"
-
-	"github.com/mecha-project/mecha/runtime/call"
-)
+import "github.com/mecha-project/mecha/runtime/call"
 
 // Headers that tell the callee who calls. Callers cannot write them: their copies are dropped.
 const (
@@ -42,13 +38,26 @@ func (s *stamps) clear(h *call.Fields) {
 	*h = out
 }
 
-// reserved reports names starting with dapr-caller- or dapr-callee-.
+// reserved reports names starting with dapr-caller- or dapr-callee-. An underscore counts as a
+// dash: frameworks in the manner of CGI (WSGI, PHP, Rack) give both to the app under one name.
 func reserved(name string) bool {
-	const n = len("dapr-caller-")
-	if len(name) < n || (name[0]|0x20) != 'd' {
+	const one, other = "dapr-caller-", "dapr-callee-"
+	if len(name) < len(one) || (name[0]|0x20) != 'd' {
 		return false
 	}
-	return strings.EqualFold(name[:n], "dapr-caller-") || strings.EqualFold(name[:n], "dapr-callee-")
+	for i := range len(one) {
+		c := name[i]
+		switch {
+		case c == '_':
+			c = '-'
+		case 'A' <= c && c <= 'Z':
+			c |= 0x20
+		}
+		if c != one[i] && c != other[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // local stamps a call to the own app.

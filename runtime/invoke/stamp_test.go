@@ -17,6 +17,8 @@ var forged = call.Fields{
 	{Name: "Dapr-Caller-Namespace", Value: "top"},
 	{Name: "DAPR-CALLEE-APP-ID", Value: "x"},
 	{Name: "dapr-callee-anything", Value: "x"},
+	{Name: "dapr_caller_app_id", Value: "boss"}, // the same header to CGI-like frameworks
+	{Name: "Dapr-Caller_App-Id", Value: "boss"},
 	{Name: "dapr-caller", Value: "kept"}, // not one of them
 	{Name: "X-Mine", Value: "1"},
 }
