@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -127,26 +128,35 @@ func (d *firstDial) Dial(network, address string) (net.Conn, error) {
 func redacted(urls string) string {
 	parts := strings.Split(urls, ",")
 	for i, u := range parts {
-		if at := strings.LastIndexByte(u, '@'); at >= 0 {
-			scheme, _, ok := strings.Cut(u, "://")
-			if !ok {
-				scheme = "nats"
-			}
-			parts[i] = scheme + "://***@" + u[at+1:]
+		at := strings.LastIndexByte(u, '@')
+		if at < 0 {
+			continue
 		}
+		scheme, _, ok := strings.Cut(u, "://")
+		if !ok {
+			scheme = "nats"
+			if i > 0 { // a comma in the password is what cut it off, perhaps
+				parts[i-1] = "***"
+			}
+		}
+		parts[i] = scheme + "://***@" + u[at+1:]
 	}
 	return strings.Join(parts, ",")
 }
 
-func connectError(url string, err error) error {
+func connectError(address string, err error) error {
 	code := fault.Unavailable
+	if _, unreadable := errors.AsType[*url.Error](err); unreadable {
+		// Its words quote the address, or the part of a password that looks wrong.
+		return fault.New("nats.Connect", fault.Invalid, "NATS at %s: the address cannot be read; special characters in user and password must be escaped (%%40 for @), or give user and password by their own keys", redacted(address)).WithSent(fault.SentNever)
+	}
 	switch {
 	case errors.Is(err, natsgo.ErrAuthorization), errors.Is(err, natsgo.ErrAuthExpired), errors.Is(err, natsgo.ErrAuthRevoked):
 		code = fault.Unauthenticated
 	case errors.Is(err, natsgo.ErrBadHeaderMsg), strings.Contains(err.Error(), "parse"):
 		code = fault.Invalid
 	}
-	return fault.New("nats.Connect", code, "NATS at %s: is the server up, and are address and credentials right?", redacted(url)).Because(err).WithSent(fault.SentNever)
+	return fault.New("nats.Connect", code, "NATS at %s: is the server up, and are address and credentials right?", redacted(address)).Because(err).WithSent(fault.SentNever)
 }
 
 func (c *ConnConfig) options(env block.Env) ([]natsgo.Option, error) {

@@ -589,3 +589,21 @@ func TestOneTooLargeAmongMany(t *testing.T) {
 		})
 	}
 }
+
+// TestNoCredentialsInErrors: an address that cannot be used is told without its credentials,
+// the library's own words included.
+func TestNoCredentialsInErrors(t *testing.T) {
+	for _, url := range []string{
+		"nats://user:s3cr%et@127.0.0.1:1", "nats://user:s3cret@127.0.0.1:port", "nats://user:s3cret@[::1", "user:s3c ret@127.0.0.1:1",
+		"nats://user:s3cret@127.0.0.1:1,nats://s3cret@127.0.0.1:1 x", "nats://user:s3cret@127.0.0.1:1", "nats://user:s3/cret@127.0.0.1:1", "nats://user:s3c,ret@127.0.0.1:1",
+	} {
+		s := serverState(t, url, "s")
+		err := s.Ping(t.Context())
+		if err == nil || strings.Contains(err.Error(), "s3c") || strings.Contains(err.Error(), "cret") || strings.Contains(err.Error(), "%et") {
+			t.Errorf("%s: %v", url, err)
+		}
+		if err := s.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
