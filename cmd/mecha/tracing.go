@@ -114,27 +114,34 @@ func (s *span) forEvent() (parent, state string) {
 	return s.parent, s.state
 }
 
-// inject puts the span's context into a call's headers, in place of the caller's.
+// inject puts the span's context into a call's headers, in place of the caller's. The state of
+// another trace does not go on beside it.
 func (s *span) inject(h call.Fields, binary bool) call.Fields {
 	h = setField(h, traceParent, s.parent)
-	if s.state != "" {
-		h = setField(h, traceState, s.state)
-	}
+	h = setField(h, traceState, s.state)
 	if binary && s.Context().Valid() {
 		h = setField(h, traceBin, string(s.Context().AppendTraceBin(nil)))
 	}
 	return h
 }
 
-// setField replaces the first entry of a name in place, or appends one.
+// setField gives a name one value, in the place of the first entry or at the end. An empty value
+// drops the name.
 func setField(h call.Fields, name, value string) call.Fields {
-	for i := range h {
-		if len(h[i].Name) == len(name) && equalFold(h[i].Name, name) {
-			h[i].Value = value
-			return h
+	out, set := h[:0], value == ""
+	for _, f := range h {
+		if len(f.Name) == len(name) && equalFold(f.Name, name) {
+			if set {
+				continue
+			}
+			f.Value, set = value, true
 		}
+		out = append(out, f)
 	}
-	return append(h, call.Field{Name: name, Value: value})
+	if !set {
+		out = append(out, call.Field{Name: name, Value: value})
+	}
+	return out
 }
 
 func equalFold(a, lower string) bool {
