@@ -54,8 +54,8 @@ type dialing struct {
 	err  error // set before done is closed
 }
 
-// Request is what Open sends. Everything may be reused when Open returned; for Do, when Do
-// did.
+// Request is what Open sends. Everything may be reused when Open, or Do, returned; but Body only
+// when the stream is closed.
 type Request struct {
 	Method    string // "" is POST
 	Scheme    string // "" is http
@@ -90,8 +90,8 @@ func (cl *Client) init() {
 	}
 }
 
-// Open sends a request's beginning, or all of it in one write, and returns without waiting for
-// the answer. ctx limits the stream's whole life: when it ends, calls that wait return
+// Open sends a request's beginning, or all of it, in one write if it is small, and returns
+// without waiting for the answer. ctx limits the stream's whole life: when it ends, calls that wait return
 // fault.Deadline or fault.Canceled and the server is told. The stream must be closed.
 //
 // Errors are fault.Unavailable with fault.SentNever when no connection could be had.
@@ -300,28 +300,28 @@ func (c *conn) open(ctx context.Context, req *Request) (*Stream, error) {
 	c.streams[st.id] = st
 	c.watch()
 	st.addRequest(req, req.End && len(req.Body) == 0)
-	whole := len(req.Body) > 0 && st.fits(len(req.Body))
-	if whole {
+	switch n := len(req.Body); {
+	case n == 0:
+	case st.fits(n):
 		st.addData(req.Body, req.End)
+	default:
+		st.sending = make(chan struct{})
+		c.calls.Add(1)
+		go st.sendBehind(req.Body, req.End)
 	}
 	flush := c.claimFlush()
 	c.mu.Unlock()
 	c.flushIf(flush)
-	if whole || len(req.Body) == 0 {
-		return st, nil
-	}
-	if err := st.send(req.Body, req.End); err != nil && !st.answered() {
-		st.Close()
-		return nil, err
-	}
 	return st, nil
 }
 
-// answered reports that an answer is there, though the request could not be sent.
-func (st *Stream) answered() bool {
-	st.c.mu.Lock()
-	defer st.c.mu.Unlock()
-	return st.recvEnded && st.status != 0
+// sendBehind sends a body that windows do not take at once beside the answer: a server may
+// answer before it has read all, and stop reading while its answer is not taken. A failure
+// shows at the answer.
+func (st *Stream) sendBehind(body []byte, end bool) {
+	defer st.c.calls.Done()
+	defer close(st.sending)
+	_ = st.send(body, end)
 }
 
 // addRequest adds the header of a request. Locked.

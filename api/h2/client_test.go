@@ -361,7 +361,7 @@ func TestClientWaitsForWindow(t *testing.T) {
 	in := message(make([]byte, 1<<20))
 	short, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := c.Open(short, request("/s/m", in)); fault.Of(err) != fault.Deadline {
+	if _, err := c.Do(short, request("/s/m", in)); fault.Of(err) != fault.Deadline {
 		t.Errorf("got %v", err)
 	}
 	close(release)

@@ -240,13 +240,6 @@ func (c *conn) peerName() string {
 	return "peer"
 }
 
-// close ends the connection at once and waits for its own goroutines, not for handlers, whose
-// contexts are cancelled.
-func (c *conn) close() {
-	c.end(net.ErrClosed)
-	c.io.Wait()
-}
-
 // wait blocks until the connection is over and every goroutine it started has ended.
 func (c *conn) wait() {
 	<-c.done

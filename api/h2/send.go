@@ -70,6 +70,9 @@ func (st *Stream) SendHeaders(status int, header call.Fields) error {
 // Write sends body bytes. It returns when all were handed on; it waits while the peer's
 // windows are closed, until the stream's context ends.
 func (st *Stream) Write(p []byte) (int, error) {
+	if st.sending != nil {
+		<-st.sending
+	}
 	if err := st.send(p, false); err != nil {
 		return 0, err
 	}
@@ -79,6 +82,9 @@ func (st *Stream) Write(p []byte) (int, error) {
 // CloseSend ends the sending direction, with a trailer if that is not nil. Ending it twice is
 // fine.
 func (st *Stream) CloseSend(trailer call.Fields) error {
+	if st.sending != nil {
+		<-st.sending
+	}
 	c := st.c
 	c.mu.Lock()
 	if st.sendEnded {

@@ -31,7 +31,8 @@ type Stream struct {
 	born                            time.Time
 	call                            callContext
 
-	ctx context.Context // the caller's, on a client
+	ctx     context.Context // the caller's, on a client
+	sending chan struct{}   // closed when Open's body was sent; nil if that was at once
 
 	// Guarded by conn.mu.
 	status    int         // of the answer, on a client; 0 until it came
@@ -304,6 +305,9 @@ func (st *Stream) Close() {
 	}
 	c.mu.Unlock()
 	c.flushIf(flush)
+	if st.sending != nil {
+		<-st.sending // soon: the stream is over
+	}
 }
 
 // signals recycles channels that streams were woken with; a call costs one otherwise.
