@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"sync"
 	"time"
 
 	"github.com/mecha-project/mecha/components/fault"
@@ -208,7 +207,7 @@ func (st *Stream) waiting() context.Context {
 func (st *Stream) awaitRead(ctx context.Context) error {
 	c := st.c
 	if st.rsig == nil {
-		st.rsig = signals.Get().(chan struct{})
+		st.rsig = make(chan struct{}, 1) // not pooled: testing/synctest ties a channel to its bubble
 	}
 	st.reading = true
 	sig := st.rsig
@@ -299,26 +298,11 @@ func (st *Stream) Close() {
 	}
 	st.dropUnread()
 	st.freeFirst()
-	if st.rsig != nil && !st.reading {
-		giveSignal(st.rsig)
-		st.rsig = nil
-	}
 	c.mu.Unlock()
 	c.flushIf(flush)
 	if st.sending != nil {
 		<-st.sending // soon: the stream is over
 	}
-}
-
-// signals recycles channels that streams were woken with; a call costs one otherwise.
-var signals = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
-
-func giveSignal(sig chan struct{}) {
-	select {
-	case <-sig:
-	default:
-	}
-	signals.Put(sig)
 }
 
 // resetLocked adds a RST_STREAM and fails the stream. Locked.
