@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -74,11 +75,7 @@ func (c *Catalog) Open(s Spec) (*Opened, error) {
 	}
 	part, ok := c.backends.Find(s.Type, s.Version)
 	if !ok {
-		err := fmt.Errorf("couldn't find %s %s/%s", kindName(block.Kind(kind)), s.Type, version(s.Version))
-		if near := conf.Nearest(s.Type, c.backends.Types()); near != "" && near != s.Type {
-			err = fmt.Errorf("%w; did you mean %s?", err, near)
-		}
-		return nil, creation(&s, err)
+		return nil, creation(&s, c.unknownType(&s, kind))
 	}
 	log := c.log.With("component", s.LogName())
 	config := part.Config()
@@ -95,6 +92,24 @@ func (c *Catalog) Open(s Spec) (*Opened, error) {
 	}
 	info := Info{Name: s.Name, Type: s.Type, Version: s.Version, Raw: rawItems(s.Items), Capabilities: Capabilities(comp)}
 	return &Opened{Spec: s, Info: info, Component: comp, put: c.place(info, comp)}, nil
+}
+
+// unknownType says what is not there, and what is.
+func (c *Catalog) unknownType(s *Spec, kind string) error {
+	err := fmt.Errorf("couldn't find %s %s/%s", kindName(block.Kind(kind)), s.Type, version(s.Version))
+	if near := conf.Nearest(s.Type, c.backends.Types()); near != "" && near != s.Type {
+		return fmt.Errorf("%w; did you mean %s?", err, near)
+	}
+	var have []string
+	for _, t := range c.backends.Types() {
+		if t != s.Type && strings.HasPrefix(t, kind+".") {
+			have = append(have, t)
+		}
+	}
+	if len(have) == 0 || slices.Contains(c.backends.Types(), s.Type) {
+		return err
+	}
+	return fmt.Errorf("%w; this version has %s", err, strings.Join(have, ", "))
 }
 
 // place prepares the handle; calling the result publishes it.
