@@ -128,6 +128,8 @@ func (s *Service) Invoke(ctx context.Context, req *call.Request, out call.Respon
 	if err != nil {
 		return err
 	}
+	open := true
+	defer func() { endPanicked(c, open) }()
 	var resp *call.Response
 	for c.Next() {
 		resp, err = s.attempt(c, d, req)
@@ -137,11 +139,24 @@ func (s *Service) Invoke(ctx context.Context, req *call.Request, out call.Respon
 		if n := c.Attempt - 1; n > 0 {
 			err = fault.New("invoke.Invoke", fault.Of(err), "failed to invoke target %s after %d retries. Error", req.Target, n).Because(err)
 		}
+		open = false
 		return c.End(err)
 	}
 	c.Final()
-	return c.End(respond(c.Context(), out, resp))
+	err = respond(c.Context(), out, resp)
+	open = false
+	return c.End(err)
 }
+
+// endPanicked ends a call that is still open when its function is left, which only a panic
+// does: the layers around it must get back what they lent. The panic goes on to the edge.
+func endPanicked(c *call.Call, open bool) {
+	if open {
+		_ = c.End(errPanicked) // nobody is left to hear it
+	}
+}
+
+var errPanicked = fault.New("invoke.Invoke", fault.Internal, "the call panicked")
 
 // respond hands the answer over and closes it, also when writing it panics: it may hold one of
 // the app's slots.
@@ -177,12 +192,15 @@ func (s *Service) toApp(ctx context.Context, req *call.Request, caller string, o
 	if err != nil {
 		return 0, err
 	}
+	open := true
+	defer func() { endPanicked(c, open) }()
 	var resp *call.Response
 	for c.Next() {
 		resp, err = s.o.Local.Invoke(c.Context(), req)
 		c.Done(err)
 	}
 	if err != nil {
+		open = false
 		return 0, c.End(err)
 	}
 	c.Final()
@@ -190,7 +208,9 @@ func (s *Service) toApp(ctx context.Context, req *call.Request, caller string, o
 	if s.o.Record != nil {
 		s.o.Record.InvokeResSent(caller, status)
 	}
-	return status, c.End(respond(c.Context(), out, resp))
+	err = respond(c.Context(), out, resp)
+	open = false
+	return status, c.End(err)
 }
 
 // mine refuses calls meant for somebody else: a stale registry entry, or a port that another
