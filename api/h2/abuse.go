@@ -15,7 +15,7 @@ type abuse struct {
 }
 
 const (
-	rapidReset = 100 * time.Millisecond // a stream reset within was hardly meant
+	rapidReset = 20 * time.Millisecond // a stream reset within was hardly meant; few deadlines are as short
 	maxResets  = 200
 	maxStrikes = 2
 	maxTrifles = 2000 // in trifleTime

@@ -237,20 +237,6 @@ func TestHostileClients(t *testing.T) {
 				_ = p.fr.WritePriority(1, http2.PriorityParam{})
 			}
 		}, "GOAWAY ENHANCE_YOUR_CALM"},
-		{"rapid reset", func(p *rawPeer) {
-			for i := range uint32(300) {
-				hang(p, 2*i+1, true)
-				_ = p.fr.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
-			}
-			p.until("GOAWAY", func(f http2.Frame) bool { return f.Header().Type == http2.FrameGoAway })
-		}, "closed"},
-		{"resets it makes us send", func(p *rawPeer) {
-			for i := range uint32(300) {
-				hang(p, 2*i+1, false)
-				_ = p.fr.WriteWindowUpdate(2*i+1, 0)
-			}
-			p.until("GOAWAY", func(f http2.Frame) bool { return f.Header().Type == http2.FrameGoAway })
-		}, "closed"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -260,6 +246,62 @@ func TestHostileClients(t *testing.T) {
 				t.Errorf("got %s, want %s", got, tt.want)
 			}
 		})
+	}
+}
+
+// Streams that are reset as soon as they are opened, by the client or for a fault of its, make
+// work for nothing.
+func TestResetsInAHurry(t *testing.T) {
+	addr := serve(t, &h2.Server{Handler: func(st *h2.Stream) { <-st.Context().Done() }})
+	tests := []struct {
+		name string
+		do   func(p *rawPeer, id uint32)
+	}{
+		{"the client's", func(p *rawPeer, id uint32) { _ = p.fr.WriteRSTStream(id, http2.ErrCodeCancel) }},
+		{"those it makes us send", func(p *rawPeer, id uint32) { _ = p.fr.WriteWindowUpdate(id, 0) }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p := dialRaw(t, addr)
+			for i := range uint32(300) {
+				p.open(2*i+1, false)
+				tt.do(p, 2*i+1)
+			}
+			p.until("GOAWAY", func(f http2.Frame) bool {
+				g, ok := f.(*http2.GoAwayFrame)
+				return ok && g.ErrCode == http2.ErrCodeEnhanceYourCalm
+			})
+		})
+	}
+}
+
+// Handlers that are slow to end after a reset hold their slots: the next streams are refused,
+// and the connection lives, for the client has kept to the limit.
+func TestHandlersHoldTheirSlots(t *testing.T) {
+	release := make(chan struct{})
+	addr := serve(t, &h2.Server{MaxStreams: 10, Handler: func(st *h2.Stream) {
+		<-release
+		_ = st.Respond(200, nil, nil, nil)
+	}})
+	p := dialRaw(t, addr)
+	for i := range uint32(10) {
+		p.open(2*i+1, true)
+	}
+	for i := range uint32(10) {
+		_ = p.fr.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
+	}
+	p.open(21, true)
+	if got := p.outcome(); got != "RST 21 REFUSED_STREAM" {
+		t.Errorf("got %s", got)
+	}
+	close(release)
+	for id := uint32(23); ; id += 2 { // handlers end when they get to it
+		p.open(id, true)
+		if got := p.outcome(); got == fmt.Sprintf("answer %d", id) {
+			break
+		} else if got != fmt.Sprintf("RST %d REFUSED_STREAM", id) {
+			t.Fatalf("then got %s", got)
+		}
 	}
 }
 

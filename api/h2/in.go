@@ -206,9 +206,7 @@ func (c *conn) onData(f frame, p []byte) *ConnError {
 	} else {
 		c.touch(st)
 	}
-	if len(c.out.pending) > 0 {
-		c.replied = true
-	}
+	c.flushSoon()
 	return nil
 }
 
@@ -308,6 +306,7 @@ func (c *conn) onReset(f frame, p []byte) *ConnError {
 	rapid := !c.cfg.client && !st.headSent && c.in.at.Sub(st.born) < rapidReset
 	c.remove(st)
 	st.fail(c.resetByPeer(code))
+	c.flushSoon()
 	if rapid {
 		return c.misbehaved()
 	}
@@ -409,8 +408,16 @@ func (c *conn) noteGoaway(last uint32, code ErrCode, text []byte) *ConnError {
 			}
 		}
 	}
+	c.flushSoon()
 	c.leaveIfEmpty()
 	return nil
+}
+
+// flushSoon makes the reader write what was added while it handled a frame. Locked.
+func (c *conn) flushSoon() {
+	if len(c.out.pending) > 0 {
+		c.replied = true
+	}
 }
 
 // printable makes a peer's debug text safe for a log line.

@@ -108,6 +108,9 @@ func (c *conn) onRequest(f frame, block []byte) *ConnError {
 		c.out.pending = appendReset(c.out.pending, f.id, code)
 		c.abuse.forgot(f.id)
 		c.replied = true
+		if h.bad == "" && len(c.streams) < c.cfg.maxStreams {
+			return c.trifle() // our handlers are slow to end; the client keeps to the limit
+		}
 		return c.misbehaved()
 	}
 	st.sendAvail = c.peerWindow
