@@ -194,16 +194,13 @@ type requestBody struct {
 var errBodyOver = fault.New("peerapi.body", fault.Canceled, "the request body was closed, or its call has ended")
 
 func (b *requestBody) Read(p []byte) (int, error) {
-	if b.over.Load() {
-		return 0, errBodyOver
-	}
-	if len(b.first) > 0 {
+	if len(b.first) > 0 && !b.over.Load() {
 		n := copy(p, b.first)
 		b.first = b.first[n:]
 		return n, nil
 	}
 	n, err := b.st.Read(p)
-	if err != nil && b.over.Load() { // set before the stream is told
+	if call.Ended(err) && b.over.Load() { // set before the stream is told
 		err = errBodyOver
 	}
 	return n, err
