@@ -219,19 +219,45 @@ func (c *consumer) renew() time.Duration {
 // finish ends the consumer: what it holds goes back to the group, later answers find nothing.
 func (c *consumer) finish() {
 	c.mu.Lock()
-	nc := c.nc
 	back := c.left
 	for _, h := range c.held {
 		h.done = true
 		back = append(back, h)
 	}
-	c.giveBack(back)
+	tell := c.late
 	c.ended = true
 	c.nc, c.held, c.late, c.left = nil, nil, nil, nil
 	c.mu.Unlock()
-	if nc != nil {
-		_ = nc.FlushTimeout(endPatience) // so that others get it before we say that we ended
+	inOrder(back)
+	for _, h := range back {
+		tell = append(tell, answer{h.reply, bodyNack})
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), endPatience)
+	defer cancel()
+	for !c.tell(ctx, tell) && ctx.Err() == nil {
+		time.Sleep(5 * time.Millisecond) // the connection was lost just then: try the next one
+	}
+}
+
+// tell sends last answers and sees them arrive, so that others get what is given back before we
+// say that we ended. It waits for a lost connection to come back, as long as ctx lasts.
+func (c *consumer) tell(ctx context.Context, answers []answer) bool {
+	p := c.b.conn.now.Load()
+	if p == nil {
+		if len(answers) == 0 {
+			return true
+		}
+		var err error
+		if p, err = c.b.conn.acquire(ctx, c.op); err != nil {
+			return false
+		}
+	}
+	for _, a := range answers {
+		if p.nc.Publish(a.reply, a.body) != nil {
+			return false
+		}
+	}
+	return p.nc.FlushWithContext(ctx) == nil
 }
 
 // leave notes a message which came and nobody will look at.
@@ -249,18 +275,17 @@ func (c *consumer) leave(m *natsgo.Msg, seq uint64) {
 func (c *consumer) giveBackLeft() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.giveBack(c.left)
+	inOrder(c.left)
+	for _, h := range c.left {
+		c.send(answer{h.reply, bodyNack})
+	}
 	c.left = nil
 }
 
-// giveBack returns messages to the group, in the order of the topic: the server sends them
-// again in the order it is told, and no message may overtake an earlier one of its key. mu is
-// held.
-func (c *consumer) giveBack(hs []*holding) {
+// inOrder sorts messages to be given back in the order of the topic: the server sends them
+// again in the order it is told, and no message may overtake an earlier one of its key.
+func inOrder(hs []*holding) {
 	slices.SortFunc(hs, func(a, b *holding) int { return cmp.Compare(a.seq, b.seq) })
-	for _, h := range hs {
-		c.send(answer{h.reply, bodyNack})
-	}
 }
 
 func (c *consumer) nack(h *holding, delay time.Duration) {

@@ -267,3 +267,46 @@ func TestFullDisk(t *testing.T) {
 		}
 	}
 }
+
+// TestEndWhileNodeIsAway: a consumer that ends just when the node was killed gives back what it
+// holds to the next node, and tells it what was acknowledged. Otherwise all of that would come
+// again only after AckWait, behind later messages of the same keys.
+func TestEndWhileNodeIsAway(t *testing.T) {
+	dir := nodeDir(t)
+	p := embeddedPubSub(t, dir, "pubsub", "ackWait", "25s")
+	defer p.Close(context.Background())
+	const all = 20
+	for i := range all {
+		if errs := p.Publish(t.Context(), []block.Message{{Topic: "t", Key: "k", Data: []byte(strconv.Itoa(i))}}); errs != nil {
+			t.Fatal(errs)
+		}
+	}
+	opts := block.ConsumeOptions{Topic: "t", Group: "g", MaxInFlight: 10}
+	ctx, end := context.WithCancel(t.Context())
+	n := 0
+	_ = p.Consume(ctx, opts, func(d block.Delivery) {
+		if n++; n == 10 {
+			killNode(t, dir)
+			time.Sleep(time.Millisecond)
+			end()
+		}
+	})
+	ctx, end = context.WithTimeout(t.Context(), 15*time.Second)
+	defer end()
+	var got []string
+	_ = p.Consume(ctx, opts, func(d block.Delivery) {
+		got = append(got, string(d.Data))
+		d.Ack()
+		if len(got) == all {
+			end()
+		}
+	})
+	for i, data := range got {
+		if data != strconv.Itoa(i) {
+			t.Fatalf("message %s came at place %d: %v", data, i, got)
+		}
+	}
+	if len(got) != all {
+		t.Errorf("%d messages came, want %d", len(got), all)
+	}
+}
