@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -205,6 +206,7 @@ type appUpload struct {
 	src  io.ReadCloser
 	done chan struct{}
 	err  *fault.Error // guarded by done
+	over atomic.Bool  // we stopped it: what the source says from now on is no reason
 }
 
 func startAppUpload(st *h2.Stream, src io.ReadCloser, m *meter) *appUpload {
@@ -221,7 +223,9 @@ func startAppUpload(st *h2.Stream, src io.ReadCloser, m *meter) *appUpload {
 		if errors.As(err, &wrote) {
 			return // the answer tells why
 		}
-		u.err = fault.New(opChannel, fault.Of(err), "the request broke off").WithSent(fault.SentMaybe).Because(err)
+		if !u.over.Load() {
+			u.err = fault.New(opChannel, fault.Of(err), "the request broke off").WithSent(fault.SentMaybe).Because(err)
+		}
 		st.Reset(h2.Cancel) // the app must see that
 	}()
 	return u
@@ -229,6 +233,7 @@ func startAppUpload(st *h2.Stream, src io.ReadCloser, m *meter) *appUpload {
 
 // stop ends the upload: the answer is complete, so the rest of the request is not wanted.
 func (u *appUpload) stop() {
+	u.over.Store(true)
 	_ = u.src.Close()
 	<-u.done
 }
