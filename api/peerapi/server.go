@@ -70,11 +70,14 @@ func (s *Server) isClosing() bool {
 	return s.closing
 }
 
+// maxPeers bounds the connections of the peer port. Each sidecar that calls us needs one.
+const maxPeers = 8192
+
 // admit runs the handshake of one connection.
 func (s *Server) admit(conn net.Conn) {
 	defer s.running.Done()
 	s.mu.Lock()
-	if s.closing {
+	if s.closing || len(s.raw)+len(s.sessions) >= maxPeers {
 		s.mu.Unlock()
 		conn.Close()
 		return

@@ -171,6 +171,9 @@ func (s *Service) Serve(ctx context.Context, req *call.Request, caller string, o
 	if err := s.mine(req.Target); err != nil {
 		return err
 	}
+	if err := cleanPath(req); err != nil {
+		return err
+	}
 	if s.o.Record != nil {
 		s.o.Record.InvokeReqRecv(caller)
 	}
@@ -184,6 +187,20 @@ func (s *Service) Serve(ctx context.Context, req *call.Request, caller string, o
 		span.End(status, err)
 	}
 	return err
+}
+
+// cleanPath brings the path a peer sent into the form that rules and the app see. The caller's
+// sidecar has done so already, unless it is none of ours.
+func cleanPath(req *call.Request) error {
+	clean, err := call.CleanPath(req.Path)
+	if err != nil {
+		return err
+	}
+	if req.Protocol == call.GRPC {
+		clean = "/" + clean // a full method begins with a slash
+	}
+	req.Path = clean
+	return nil
 }
 
 // toApp gives an arrived call to the app and its answer to out.
