@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -307,10 +308,14 @@ func TestServerSlowStreamIsSlowAlone(t *testing.T) {
 
 func TestServerDrainLosesNothing(t *testing.T) {
 	handler := func(st *h2.Stream) { time.Sleep(2 * time.Millisecond); echo(st) }
-	first, second := &h2.Server{Handler: handler}, &h2.Server{Handler: handler}
-	addrs := []string{serve(t, first), serve(t, second)}
-	var next atomic.Int32
-	clients := []*grpc.ClientConn{grpcClient(t, addrs[0]), grpcClient(t, addrs[1])}
+	first := &h2.Server{Handler: handler}
+	var addr atomic.Value // where new connections go
+	addr.Store(serve(t, first))
+	second := serve(t, &h2.Server{Handler: handler})
+	c := grpcClient(t, "moving", grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", addr.Load().(string))
+	}))
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	var calls atomic.Int32
@@ -323,7 +328,7 @@ func TestServerDrainLosesNothing(t *testing.T) {
 				default:
 				}
 				in, out := make([]byte, 1<<10), []byte(nil)
-				if err := clients[next.Load()].Invoke(within(t, 10*time.Second), "/s/m", &in, &out, grpc.WaitForReady(true)); err != nil {
+				if err := c.Invoke(within(t, 10*time.Second), "/s/m", &in, &out, grpc.WaitForReady(true)); err != nil {
 					t.Errorf("a call failed while draining: %v", err)
 					return
 				}
@@ -332,7 +337,7 @@ func TestServerDrainLosesNothing(t *testing.T) {
 		})
 	}
 	time.Sleep(100 * time.Millisecond)
-	next.Store(1)
+	addr.Store(second)
 	if err := first.Drain(within(t, 10*time.Second)); err != nil {
 		t.Errorf("Drain: %v", err)
 	}
