@@ -201,14 +201,21 @@ func (c *conn) report(cause error, inFlight int, spoke bool) {
 // takes that at once. Only the reader calls it.
 func (c *conn) breach(ce *ConnError) {
 	c.mu.Lock()
-	flush := false
 	if c.cause == nil {
 		c.out.pending = appendGoaway(c.out.pending, c.lastPeer, ce.Code, ce.Text)
-		flush = c.claimFlush()
 	}
 	c.mu.Unlock()
-	if flush {
-		c.flushOnce()
+	for range 20 { // somebody else may be writing just now
+		c.mu.Lock()
+		mine, written := c.claimFlush(), len(c.out.pending) == 0
+		c.mu.Unlock()
+		if mine {
+			c.flushOnce()
+		}
+		if mine || written {
+			break
+		}
+		time.Sleep(time.Millisecond)
 	}
 	c.end(ce)
 }

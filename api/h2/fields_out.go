@@ -15,7 +15,8 @@ import (
 // It is guarded by conn.mu: order of encoding is order on the wire.
 type encoder struct {
 	seed    maphash.Seed
-	slots   [encoderSlots]slot
+	slots   [encoderSets][2]slot
+	turn    uint
 	sizes   []uint32 // of live entries, oldest first, from sizes[dead:]
 	dead    int
 	added   uint64 // entries ever added; an entry's number is added at its insertion
@@ -25,14 +26,14 @@ type encoder struct {
 }
 
 const (
-	encoderSlots = 128
-	ourTableMax  = 4096 // we use no more, whatever the peer allows
-	entryExtra   = 32   // RFC 7541 section 4.1
-	indexable    = 512  // longer fields are not worth a place
-	staticCount  = 61
+	encoderSets = 64
+	ourTableMax = 4096 // we use no more, whatever the peer allows
+	entryExtra  = 32   // RFC 7541 section 4.1
+	indexable   = 512  // longer fields are not worth a place
+	staticCount = 61
 )
 
-// slot remembers a field. It is direct-mapped: another field of the same slot replaces it.
+// slot remembers a field. A field may be in either slot of its set.
 type slot struct {
 	hash        uint64
 	name, value string // set when it is in the table
@@ -146,11 +147,40 @@ func (e *encoder) known(b []byte, hash uint64, name, value string) ([]byte, bool
 	if hash == 0 {
 		return b, false
 	}
-	s := &e.slots[hash>>8%encoderSlots]
-	if s.hash != hash || s.number == 0 || s.number < e.oldest() || s.value != value || s.name != name {
-		return b, false
+	set := &e.slots[hash>>8%encoderSets]
+	for i := range set {
+		s := &set[i]
+		if s.hash == hash && s.number != 0 && s.number >= e.oldest() && s.value == value && s.name == name {
+			return appendInt(b, 0x80, 7, staticCount+1+(e.added-s.number)), true
+		}
 	}
-	return appendInt(b, 0x80, 7, staticCount+1+(e.added-s.number)), true
+	return b, false
+}
+
+// place finds the slot of a field that is not in the table: the one that has seen it, else one
+// to remember it in. A live entry is not given up for a newcomer, save now and then: nil.
+func (e *encoder) place(hash uint64) *slot {
+	set := &e.slots[hash>>8%encoderSets]
+	for i := range set {
+		if set[i].hash == hash {
+			return &set[i]
+		}
+	}
+	for i := range set {
+		if set[i].hash == 0 {
+			return &set[i]
+		}
+	}
+	e.turn++ // not always the same one, or two fields could push each other out for ever
+	for i := range uint(2) {
+		if s := &set[(e.turn+i)%2]; s.number == 0 || s.number < e.oldest() {
+			return s
+		}
+	}
+	if hash&0xf0 == 0 {
+		return &set[hash>>1&1]
+	}
+	return nil
 }
 
 // unknown encodes a field that is not, and adds it when it comes again.
@@ -161,14 +191,13 @@ func (e *encoder) unknown(b []byte, hash uint64, name, value string, index int) 
 		pattern = 0x10 // never indexed, by nobody on the way
 	case hash == 0:
 	default:
-		s := &e.slots[hash>>8%encoderSlots]
+		s := e.place(hash)
 		size := uint32(len(name) + len(value) + entryExtra)
-		if s.hash != hash {
-			if s.number != 0 && s.number >= e.oldest() && s.hash&0xf0 != hash&0xf0 {
-				break // a live entry is not given up for a newcomer, save now and then
-			}
+		switch {
+		case s == nil:
+		case s.hash != hash:
 			*s = slot{hash: hash}
-		} else if size <= e.max {
+		case size <= e.max:
 			e.evict(size)
 			e.sizes = append(e.sizes, size)
 			e.size += size

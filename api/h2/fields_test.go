@@ -3,6 +3,7 @@ package h2
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,17 +61,18 @@ func TestEncoderKeepsWhatRepeats(t *testing.T) {
 	var e encoder
 	e.init()
 	d := hpack.NewDecoder(4096, nil)
-	last := 0
+	var sizes []int
 	for i := range 1000 {
 		fs := call.Fields{{Name: "content-type", Value: "application/grpc"}, {Name: "x-tenant", Value: "blue"}, {Name: "x-request", Value: fmt.Sprint(i)}}
 		block := e.fields(e.begin(nil), fs)
 		if got := decoded(t, d, block); fmt.Sprint(got) != fmt.Sprint(fs) {
 			t.Fatalf("%v became %v", fs, got)
 		}
-		last = len(block)
+		sizes = append(sizes, len(block))
 	}
-	if want := 2 + 2 + len("x-request") + 1 + 3; last > want {
-		t.Errorf("the last block has %d bytes, want at most %d: two fields as an index each", last, want)
+	slices.Sort(sizes)
+	if got, want := sizes[len(sizes)/2], 2+2+len("x-request")+1+3; got > want {
+		t.Errorf("most blocks have %d bytes, want at most %d: two fields as an index each", got, want)
 	}
 }
 
