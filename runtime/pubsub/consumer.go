@@ -269,7 +269,14 @@ func (c *consumer) deadLetter(ctx context.Context, d *block.Delivery) error {
 // later makes a message come again. One with a key is held here, in front of its successors;
 // one without goes back to the broker, for any member of the group.
 func (c *consumer) later(j *job, cause error) time.Duration {
-	pause := backoff(max(j.Attempt, 1) + j.rounds)
+	// The broker's count tells deliveries, not failures: those of dead processes and lost
+	// connections are in it. A message held here has its failures counted here, or one failure
+	// after a bad hour would keep its key waiting for a minute.
+	failures := max(j.Attempt, 1)
+	if j.Key != "" && c.lanes != nil {
+		failures = j.rounds + 1
+	}
+	pause := backoff(failures)
 	log := c.log.Debug
 	if c.lanes != nil && c.lanes.stalled() {
 		log = c.log.Warn // an operator may have to help: fix the app, or set a dead-letter topic
