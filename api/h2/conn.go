@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mecha-project/mecha/api/socket"
 	"github.com/mecha-project/mecha/components/fault"
 )
 
@@ -103,7 +104,7 @@ func newConn(nc net.Conn, cfg *config) *conn {
 	c.in = inbuf{src: nc, pause: c.pause, buf: make([]byte, readBuffer)}
 	c.head.init(cfg.client, cfg.maxHeaderList)
 	c.enc.init()
-	c.out.write = nonblocking(nc)
+	c.out.write = socket.Nonblocking(nc)
 	return c
 }
 

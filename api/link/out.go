@@ -7,6 +7,8 @@ import (
 	"os"
 	"runtime"
 	"time"
+
+	"github.com/mecha-project/mecha/api/socket"
 )
 
 // Bounds of bytes encoded and not yet given to the connection.
@@ -46,7 +48,7 @@ type outbox struct {
 	metaLine, bodyLine line
 }
 
-func (o *outbox) init(conn net.Conn) { o.write = nonblocking(conn) }
+func (o *outbox) init(conn net.Conn) { o.write = socket.Nonblocking(conn) }
 
 // end is the position behind everything ever added.
 func (o *outbox) end() uint64 { return o.handed + uint64(len(o.pending)) }

@@ -1,16 +1,16 @@
 //go:build unix
 
-package link
+package socket
 
 import (
 	"net"
 	"syscall"
 )
 
-// nonblocking returns a function that writes what conn takes without waiting, or nil if conn
+// Nonblocking returns a function that writes what conn takes without waiting, or nil if conn
 // is not a plain socket. The type is checked exactly: a wrapper's Write must not be bypassed.
 // The function is not safe for concurrent use.
-func nonblocking(conn net.Conn) func([]byte) (int, error) {
+func Nonblocking(conn net.Conn) func([]byte) (int, error) {
 	var raw syscall.RawConn
 	var err error
 	switch c := conn.(type) {

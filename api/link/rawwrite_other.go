@@ -1,9 +1,0 @@
-//go:build !unix
-
-package link
-
-import "net"
-
-// nonblocking needs descriptors that can be written without waiting; elsewhere a goroutine
-// flushes.
-func nonblocking(net.Conn) func([]byte) (int, error) { return nil }
