@@ -104,10 +104,10 @@ func superviseSidecar(set *settings.Settings) int {
 func runSidecar(set *settings.Settings, log *slog.Logger, signals <-chan os.Signal) (again bool, err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	done := make(chan struct{})
-	defer close(done)
+	done, over := make(chan struct{}), make(chan struct{})
 	var restart atomic.Bool
 	go func() {
+		defer close(over)
 		said := telemetry.Scope(log, "dapr.signals")
 		for stopping := false; ; {
 			select {
@@ -132,6 +132,8 @@ func runSidecar(set *settings.Settings, log *slog.Logger, signals <-chan os.Sign
 		}
 	}()
 	err = buildSidecar(ctx, set, log)
+	close(done)
+	<-over // a signal it has taken counts for this run; a later one finds the next
 	return restart.Load(), err
 }
 
