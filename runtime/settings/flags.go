@@ -84,7 +84,7 @@ func (f flagSet) resourceFlags(s *Settings) {
 	f.status("components-path", statusDeprecated)
 	f.Var((*list)(&s.ConfigPaths), "config", "Configuration file; may be repeated, later files replace sections of earlier ones")
 	f.StringVar(&s.Mode, "mode", s.Mode, "standalone; kubernetes is accepted, but resources are read from files")
-	f.DurationVar(&s.HotReloadInterval, "hot-reload-reconcile-interval", s.HotReloadInterval, "Time between full comparisons of resources; changes are noticed without it")
+	f.DurationVar(&s.HotReloadInterval, "hot-reload-reconcile-interval", s.HotReloadInterval, "Time between comparisons of the resources with what is loaded")
 	f.status("hot-reload-reconcile-interval", statusNoEffect)
 	f.Bool("disable-builtin-k8s-secret-store", false, "There is no built-in secret store to disable")
 	f.StringVar(&s.DataDir, "data-dir", "", "Directory of the embedded node; empty means ~/.mecha/embedded")

@@ -293,7 +293,7 @@ func absent(flag string) string {
 	case strings.HasPrefix(flag, "placement"), strings.HasPrefix(flag, "actors"):
 		return "this version has no actors"
 	case strings.HasPrefix(flag, "hot-reload"):
-		return "changes are noticed as they happen"
+		return "resources are read at start; send SIGHUP to read them again"
 	}
 	return "this version has no control plane"
 }

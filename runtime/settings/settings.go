@@ -43,7 +43,7 @@ type Settings struct {
 	// Resources.
 	ResourcesPaths    []string
 	ConfigPaths       []string
-	HotReloadInterval time.Duration // accepted; changes are noticed without it
+	HotReloadInterval time.Duration // accepted, without effect: SIGHUP reads resources again
 	Mode              string        // standalone or kubernetes
 
 	// Telemetry.
