@@ -276,39 +276,46 @@ func TestPeerThatTakesNothing(t *testing.T) {
 		}
 		stop := stand(s)
 		defer stop()
-		var wg sync.WaitGroup
-		for range 20 {
-			wg.Go(func() {
-				ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-				defer cancel()
-				began := time.Now()
-				for ctx.Err() == nil {
-					st, err := c.Open(ctx, make([]byte, 500<<10), nil, true)
-					if err != nil {
-						break
-					}
-					st.Reset(fault.Canceled, "")
-				}
-				if took := time.Since(began); took > 5*time.Second {
-					t.Errorf("a call with 50 ms took %s", took)
-				}
-			})
-		}
-		wg.Wait()
-		select {
-		case <-c.Done():
-			if !errors.Is(c.Err(), context.DeadlineExceeded) && fault.Of(c.Err()) != fault.Unavailable {
-				t.Error(c.Err())
+		// How much the kernel takes before it takes nothing, and how fast it is given that much,
+		// is the machine's affair: calls go on until the session ends.
+		deadline := time.Now().Add(20 * time.Second)
+		for c.Err() == nil {
+			if time.Now().After(deadline) {
+				t.Errorf("the session goes on with %d bytes pending", c.Stats().Pending)
+				_ = c.Close()
+				break
 			}
-		case <-time.After(10 * time.Second):
-			t.Errorf("the session goes on with %d bytes pending", c.Stats().Pending)
-			_ = c.Close()
+			var wg sync.WaitGroup
+			for range 20 {
+				wg.Go(func() { callInVain(t, c) })
+			}
+			wg.Wait()
+		}
+		if err := c.Err(); !errors.Is(err, context.DeadlineExceeded) && fault.Of(err) != fault.Unavailable {
+			t.Error(err)
 		}
 		stop()
 		_ = s.Close()
 		c.Wait()
 		s.Wait()
 	})
+}
+
+// callInVain opens streams for 50 ms and checks that it is let go in time.
+func callInVain(t *testing.T, c *link.Session) {
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	for ctx.Err() == nil {
+		st, err := c.Open(ctx, make([]byte, 500<<10), nil, true)
+		if err != nil {
+			break
+		}
+		st.Reset(fault.Canceled, "")
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("a call with 50 ms took %s", took)
+	}
 }
 
 // stand stops a session's reader, as if its process was stopped.
