@@ -6,8 +6,10 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 # Packages tested with the race detector: all but those that drive whole processes.
-UNIT    = $(shell $(GO) list ./... | grep -v /test/)
+UNIT    = $(shell $(GO) list ./... | grep -v -E '/test/(bench|e2e|faults|harness|mesh|sdk)')
 FUZZ_FOR ?= 20s
+# Runs tests and says at the end which were skipped.
+LOUD    := deploy/dev/loud
 
 export CGO_ENABLED = 0
 
@@ -32,7 +34,7 @@ lint: ## format, vet and linters
 	$(GO) tool staticcheck ./...
 
 unit: ## unit tests with the race detector
-	CGO_ENABLED=1 $(GO) test -race -timeout 10m $(UNIT)
+	CGO_ENABLED=1 $(LOUD) $(GO) test -race -timeout 10m $(UNIT)
 
 arrows: ## the import rules of the house
 	$(GO) test ./cmd/mecha -run TestArrows -count=1
@@ -54,13 +56,13 @@ test: build ## everything, against real servers and SDKs; installs or starts wha
 	MECHA_FULL=1 MECHA_BIN=$(CURDIR)/$(BIN) deploy/dev/test
 
 e2e: build ## the black-box tests only
-	MECHA_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 15m ./test/e2e/... ./test/mesh/...
+	MECHA_BIN=$(CURDIR)/$(BIN) $(LOUD) $(GO) test -count=1 -timeout 15m ./test/e2e/... ./test/mesh/...
 
 faults: build ## processes killed, halted and cut off under load; prints what each fault cost
-	MECHA_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 10m -v ./test/faults/...
+	MECHA_BIN=$(CURDIR)/$(BIN) $(LOUD) $(GO) test -count=1 -timeout 10m -v ./test/faults/...
 
 sdk: build ## the official SDKs as clients
-	MECHA_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 20m -v ./test/sdk/...
+	MECHA_BIN=$(CURDIR)/$(BIN) $(LOUD) $(GO) test -count=1 -timeout 20m -v ./test/sdk/...
 
 conformance: ## the conformance suites of all blocks on all backends
 	MECHA_FULL=1 $(GO) test -count=1 -timeout 10m ./components/...

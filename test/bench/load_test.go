@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/mecha-project/mecha/test/untested"
 )
 
 func TestMain(m *testing.M) {
@@ -38,7 +40,7 @@ func TestRunJob(t *testing.T) {
 		if !errors.Is(err, errors.ErrUnsupported) {
 			t.Fatal(err)
 		}
-		t.Skip(err)
+		untested.Skip(t, "the load of the benchmark: %v", err)
 	}
 	web, rpc, app := listen(t), listen(t), listen(t)
 	go serveHTTP(web, echo)

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/mecha-project/mecha/test/harness"
+	"github.com/mecha-project/mecha/test/untested"
 )
 
 // TestEventsComeAtOnce: each piece of a streamed answer reaches the caller before the next one
@@ -225,7 +226,7 @@ func memory(t *testing.T, s *harness.Sidecar, field string) int64 {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Cmd.Process.Pid))
 	if err != nil {
-		t.Skipf("SKIPPED, memory is only read on Linux: %v", err)
+		untested.Skip(t, "memory, which is only read on Linux: %v", err)
 	}
 	_, rest, _ := strings.Cut(string(text), field+":")
 	kb, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)

@@ -6,7 +6,6 @@
 // outlive its deadline, and what was acknowledged may never be lost; and when the part is back,
 // calls succeed again within a bound. The table at the end has the figures.
 //
-// Start at load_test.go (callers and verdicts), then kill_test.go. Tests that need Linux and
-// root (networks and disks of their own) say so when they are skipped; MECHA_FULL=1 makes that
-// a failure.
+// Start at load_test.go (callers and verdicts), then kill_test.go. Some tests need Linux and root:
+// networks and disks of their own.
 package faults

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mecha-project/mecha/test/untested"
 )
 
 // Network is a network namespace: a host of its own as far as the network goes.
@@ -23,15 +25,12 @@ type Network struct {
 
 var networks atomic.Int32
 
-// TwoNetworks makes two namespaces joined by a link, until the test ends. It needs root;
-// without, the test is skipped, or fails if MECHA_FULL is set.
+// TwoNetworks makes two namespaces joined by a link, until the test ends. It needs root
+// (see untested.Skip).
 func TwoNetworks(tb testing.TB) (a, b *Network) {
 	tb.Helper()
 	if os.Getuid() != 0 {
-		if os.Getenv("MECHA_FULL") != "" {
-			tb.Fatal("network namespaces need root, and MECHA_FULL is set")
-		}
-		tb.Skip("SKIPPED: network namespaces need root")
+		untested.Skip(tb, "a network between two hosts: namespaces need root")
 	}
 	id := fmt.Sprintf("m%d-%d", os.Getpid(), networks.Add(1)) // at most 15 bytes with the letter
 	add := func(letter, ip string) *Network {

@@ -5,15 +5,13 @@ package sdk
 import (
 	"context"
 	"errors"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
-)
 
-// full says that nothing may be skipped: the gate sets it.
-func full() bool { return os.Getenv("MECHA_FULL") == "1" }
+	"github.com/mecha-project/mecha/test/untested"
+)
 
 // missingTool is the exit code of prepare.sh when the machine lacks the language itself.
 const missingTool = 3
@@ -30,8 +28,8 @@ func prepare(t *testing.T, language string) string {
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	switch {
-	case errors.As(err, &exit) && exit.ExitCode() == missingTool && !full():
-		t.Skipf("NOT TESTED, for this machine lacks a tool (MECHA_FULL=1 makes it a failure):\n%s", out)
+	case errors.As(err, &exit) && exit.ExitCode() == missingTool:
+		untested.Skip(t, "the %s SDK, for this machine lacks a tool: %s", language, out)
 	case err != nil:
 		t.Fatalf("prepare.sh %s: %v\n%s", language, err, out)
 	}
