@@ -25,7 +25,7 @@ func newCheckCommand(backends *block.Set) *cobra.Command {
 	var folders, configs []string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "check [-d folder]... [-c file]... [file...]",
+		Use:   "check [-d folder]... [-c file]... [file or folder...]",
 		Short: "Check resource files without starting anything",
 		Long: `Check reads resource files as a sidecar would and reports everything that is wrong in
 them: YAML errors, unknown fields and metadata keys (with the nearest known name), values of
@@ -43,8 +43,14 @@ are not known to it and not judged.`,
 				return &settings.ExitError{Code: 2, Err: errors.New("nothing to check: name resource files, folders with -d, or configuration files with -c")}
 			}
 			c := checker{backends: backends}
+			for _, f := range files {
+				if info, err := os.Stat(f); err == nil && info.IsDir() {
+					folders = append(folders, f)
+				} else {
+					c.files([]string{f})
+				}
+			}
 			c.folders(folders)
-			c.files(files)
 			c.configurations(configs)
 			c.all()
 			return c.report(cmd.OutOrStdout(), asJSON)

@@ -136,6 +136,16 @@ func TestCheckJSON(t *testing.T) {
 	}
 }
 
+// A folder is taken for a folder with -d and without.
+func TestCheckAFolder(t *testing.T) {
+	for _, args := range [][]string{{"in"}, {"-d", "in"}} {
+		out, code := check(t, map[string]string{"in/a.yaml": component("s", "state.redis", "  - {name: hots, value: h}\n")}, args...)
+		if code != 1 || !strings.Contains(out, filepath.Join("in", "a.yaml")) || !strings.Contains(out, "hots") {
+			t.Errorf("%v: exit code %d, output %q", args, code, out)
+		}
+	}
+}
+
 func TestCheckUsage(t *testing.T) {
 	for name, args := range map[string][]string{"nothing to check": nil, "unknown flag": {"--nope"}} {
 		if out, code := check(t, nil, args...); code != 2 || out == "" {

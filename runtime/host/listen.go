@@ -14,8 +14,8 @@ import (
 	"github.com/mecha-project/mecha/runtime/telemetry"
 )
 
-// defaultListenFor is how long a port in use is tried again: a predecessor may still be closing
-// it.
+// defaultListenFor is how long ports in use are tried again, all together: a predecessor may still
+// be closing them.
 const defaultListenFor = 10 * time.Second
 
 // listen binds every port the sidecar answers on.
@@ -25,14 +25,19 @@ func (h *Sidecar) listen(ctx context.Context) (l Listeners, err error) {
 			l.close()
 		}
 	}()
-	if l.GRPC, err = h.apiListeners(ctx, "gRPC", "dapr.runtime.grpc.api", "grpc", h.s.GRPCPort); err != nil {
+	patience := h.o.ListenFor
+	if patience <= 0 {
+		patience = defaultListenFor
+	}
+	until := time.Now().Add(patience)
+	if l.GRPC, err = h.apiListeners(ctx, "gRPC", "dapr.runtime.grpc.api", "grpc", h.s.GRPCPort, until); err != nil {
 		return l, err
 	}
-	if l.HTTP, err = h.apiListeners(ctx, "HTTP", "dapr.runtime.http", "http", h.s.HTTPPort); err != nil {
+	if l.HTTP, err = h.apiListeners(ctx, "HTTP", "dapr.runtime.http", "http", h.s.HTTPPort, until); err != nil {
 		return l, err
 	}
 	if h.s.PublicPort > 0 {
-		if l.Public, err = retryListen(ctx, "tcp", join(h.s.PublicHost(), h.s.PublicPort), h.o.ListenFor); err != nil {
+		if l.Public, err = h.retryListen(ctx, "tcp", join(h.s.PublicHost(), h.s.PublicPort), until); err != nil {
 			return l, fmt.Errorf("failed to start public HTTP server: %w", err)
 		}
 	}
@@ -46,12 +51,12 @@ func (h *Sidecar) listen(ctx context.Context) (l Listeners, err error) {
 }
 
 // apiListeners binds one API on its addresses, or on its Unix socket.
-func (h *Sidecar) apiListeners(ctx context.Context, api, scope, short string, port int) ([]net.Listener, error) {
+func (h *Sidecar) apiListeners(ctx context.Context, api, scope, short string, port int, until time.Time) ([]net.Listener, error) {
 	log := telemetry.Scope(h.log, scope)
 	if h.s.UnixDomainSocket != "" {
 		path := filepath.Join(h.s.UnixDomainSocket, "dapr-"+h.s.AppID+"-"+short+".socket")
 		removeStale(path)
-		l, err := retryListen(ctx, "unix", path, h.o.ListenFor)
+		l, err := h.retryListen(ctx, "unix", path, until)
 		if err != nil {
 			return nil, fmt.Errorf("failed to start API %s server: %w", api, err)
 		}
@@ -65,7 +70,7 @@ func (h *Sidecar) apiListeners(ctx context.Context, api, scope, short string, po
 		if at == 0 && len(out) > 0 { // the same free port on every address
 			at = out[0].Addr().(*net.TCPAddr).Port
 		}
-		l, err := retryListen(ctx, "tcp", join(host, at), h.o.ListenFor)
+		l, err := h.retryListen(ctx, "tcp", join(host, at), until)
 		if err != nil {
 			log.Error(fmt.Sprintf("Failed to listen for %s server on TCP address %s with error: %v", api, join(host, at), err))
 			last = err
@@ -78,7 +83,11 @@ func (h *Sidecar) apiListeners(ctx context.Context, api, scope, short string, po
 		for _, l := range out {
 			l.Close()
 		}
-		return nil, fmt.Errorf("failed to start API %s server: could not listen on any endpoint: %w", api, last)
+		err := fmt.Errorf("failed to start API %s server: could not listen on any endpoint: %w", api, last)
+		if inUse(last) {
+			err = fmt.Errorf("%w; stop the process that has the port, or choose another with --dapr-%s-port", err, short)
+		}
+		return nil, err
 	}
 	return out, nil
 }
@@ -94,18 +103,17 @@ func removeStale(path string) {
 
 func join(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
 
-// retryListen tries until the port is free or patience is over. What is not a port in use will
-// not get better.
-func retryListen(ctx context.Context, network, addr string, patience time.Duration) (net.Listener, error) {
-	if patience <= 0 {
-		patience = defaultListenFor
-	}
+// retryListen tries until the port is free or the time is over, and once at least. What is not a
+// port in use will not get better.
+func (h *Sidecar) retryListen(ctx context.Context, network, addr string, until time.Time) (net.Listener, error) {
 	var cfg net.ListenConfig
-	deadline := time.Now().Add(patience)
-	for {
+	for told := false; ; told = true {
 		l, err := cfg.Listen(ctx, network, addr)
-		if err == nil || !inUse(err) || time.Now().After(deadline) || ctx.Err() != nil {
+		if err == nil || !inUse(err) || time.Now().After(until) || ctx.Err() != nil {
 			return l, err
+		}
+		if !told {
+			h.log.Warn(fmt.Sprintf("%s is in use; waiting up to %s for it to become free", addr, time.Until(until).Round(time.Second)))
 		}
 		select {
 		case <-ctx.Done():

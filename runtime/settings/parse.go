@@ -34,13 +34,17 @@ func (e *ExitError) Unwrap() error { return e.Err }
 // ExitCode is what the process should exit with.
 func (e *ExitError) ExitCode() int { return e.Code }
 
-// Print writes the reason, and the usage if it belongs there, as the program's last words.
+// Print writes the reason, and the usage if it belongs there, as the program's last words. The usage
+// fills more than a screen, so the reason is written once more below it.
 func (e *ExitError) Print(w io.Writer, program string) {
 	if e.Err != nil {
 		_, _ = fmt.Fprintln(w, e.Err) // nowhere left to report a failure to
 	}
 	if e.Usage {
 		_, _ = fmt.Fprintf(w, "Usage of %s:\n%s", program, Usage())
+		if e.Err != nil {
+			_, _ = fmt.Fprintf(w, "\n%s: %v\n", program, e.Err)
+		}
 	}
 }
 

@@ -152,6 +152,9 @@ func TestParseErrors(t *testing.T) {
 			if usage := strings.Contains(out.String(), "Usage of mecha sidecar:\n"); usage != (tc.code == 2) || !strings.HasPrefix(out.String(), err.Error()+"\n") {
 				t.Errorf("printed %q", out.String())
 			}
+			if !strings.HasSuffix(out.String(), err.Error()+"\n") {
+				t.Errorf("the reason is not what is read last: %q", out.String())
+			}
 		})
 	}
 	_, err := settings.Parse([]string{"-h"}, nil)
