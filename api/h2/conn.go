@@ -11,7 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/mecha-project/mecha/api/socket"
+	"github.com/mecha-project/mecha/api/wire"
 	"github.com/mecha-project/mecha/components/fault"
 )
 
@@ -104,7 +104,7 @@ func newConn(nc net.Conn, cfg *config) *conn {
 	c.in = inbuf{src: nc, pause: c.pause, buf: make([]byte, readBuffer)}
 	c.head.init(cfg.client, cfg.maxHeaderList)
 	c.enc.init()
-	c.out.write = socket.Nonblocking(nc)
+	c.out.write = wire.Nonblocking(nc)
 	return c
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/mecha-project/mecha/api/wire"
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/call"
 )
@@ -28,7 +29,7 @@ type Stream struct {
 	oversize                        bool // the header was over the limit
 	started                         bool // reader only: the handler was
 	born                            time.Time
-	call                            callContext
+	call                            wire.Context
 
 	ctx     context.Context // the caller's, on a client
 	sending chan struct{}   // closed when Open's body was sent; nil if that was at once
@@ -106,7 +107,7 @@ func (st *Stream) Context() context.Context {
 // SetDeadline ends a server's context at t, and with it reads and writes that wait. The stream
 // itself is left to the handler, which may still tell the caller why. To be called by the
 // handler before others use the stream.
-func (st *Stream) SetDeadline(t time.Time) { st.call.setDeadline(t) }
+func (st *Stream) SetDeadline(t time.Time) { st.call.SetDeadline(t) }
 
 // First takes what has been received of the body, without waiting, and tells whether that was
 // the rest of it. data is valid until the next First, Read or end of the stream.
@@ -331,7 +332,7 @@ func (st *Stream) fail(err error) {
 	wake(st.rsig)
 	wake(st.wsig)
 	if st.ctx == nil {
-		st.call.cancel(context.Canceled)
+		st.call.Cancel(context.Canceled)
 	}
 }
 

@@ -84,6 +84,6 @@ func (st *Stream) finished() {
 	st.freeFirst()
 	flush := c.claimFlush()
 	c.mu.Unlock()
-	st.call.cancel(context.Canceled)
+	st.call.Cancel(context.Canceled)
 	c.flushIf(flush)
 }

@@ -131,7 +131,7 @@ func (s *Session) accept(h header, m *opening) *Stream {
 	st := &Stream{s: s, id: h.id, sendCredit: s.sendWindow, window: int64(s.cfg.StreamWindow)}
 	st.recvAvail = st.window - int64(m.layout.body)
 	if m.timeout > 0 {
-		st.call.deadline = time.Now().Add(min(time.Duration(m.timeout), maxTimeout))
+		st.call.SetDeadline(time.Now().Add(min(time.Duration(m.timeout), maxTimeout)))
 	}
 	st.held = int64(len(m.head) + len(m.body) + len(m.trailer))
 	s.inbound.held += st.held

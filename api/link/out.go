@@ -8,7 +8,7 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/mecha-project/mecha/api/socket"
+	"github.com/mecha-project/mecha/api/wire"
 )
 
 // Bounds of bytes encoded and not yet given to the connection.
@@ -48,7 +48,7 @@ type outbox struct {
 	metaLine, bodyLine line
 }
 
-func (o *outbox) init(conn net.Conn) { o.write = socket.Nonblocking(conn) }
+func (o *outbox) init(conn net.Conn) { o.write = wire.Nonblocking(conn) }
 
 // end is the position behind everything ever added.
 func (o *outbox) end() uint64 { return o.handed + uint64(len(o.pending)) }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/mecha-project/mecha/api/wire"
 	"github.com/mecha-project/mecha/components/fault"
 )
 
@@ -23,7 +24,7 @@ type Stream struct {
 	id    uint64
 	local bool            // we opened it
 	ctx   context.Context // of Open; nil on a handler's stream, which has call
-	call  callContext
+	call  wire.Context
 
 	// Owned by the reading goroutine.
 	cur  *chunk // being read
@@ -127,7 +128,7 @@ func (st *Stream) fail(e *fault.Error) {
 		st.dropUnread()
 	}
 	if !st.local {
-		st.call.cancel(context.Canceled)
+		st.call.Cancel(context.Canceled)
 		if !st.headDone { // no handler runs that would do it
 			st.s.inbound.held -= st.held
 			st.held = 0
@@ -173,7 +174,7 @@ func (st *Stream) expiry() <-chan struct{} {
 	if st.local {
 		return st.ctx.Done()
 	}
-	if st.call.deadline.IsZero() {
+	if _, limited := st.call.Deadline(); !limited {
 		return nil
 	}
 	return st.call.Done()

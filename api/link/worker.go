@@ -75,7 +75,7 @@ func (st *Stream) done() {
 		st.stopLocked()
 	}
 	st.dropUnread()
-	st.call.cancel(context.Canceled)
+	st.call.Cancel(context.Canceled)
 	flush := s.claimFlush()
 	s.mu.Unlock()
 	s.flushIf(flush)

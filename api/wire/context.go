@@ -1,4 +1,4 @@
-package link
+package wire
 
 import (
 	"context"
@@ -6,23 +6,22 @@ import (
 	"time"
 )
 
-// callContext is the context of a handler. It costs nothing until somebody asks for its Done
+// Context is the context of a handler. It costs nothing until somebody asks for its Done
 // channel: only then a channel is made and, if the caller set a timeout, a timer started. It
 // offers AfterFunc, so contexts derived from it need no goroutine.
-type callContext struct {
-	deadline time.Time // zero means none; fixed before the handler starts
-
-	mu    sync.Mutex
-	done  chan struct{}
-	err   error
-	timer *time.Timer
-	first *afterFunc              // the usual case is one
-	after map[*afterFunc]struct{} // the others
+type Context struct {
+	mu       sync.Mutex
+	deadline time.Time // zero means none
+	done     chan struct{}
+	err      error
+	timer    *time.Timer
+	first    *afterFunc              // the usual case is one
+	after    map[*afterFunc]struct{} // the others
 }
 
 // afterFunc is a function to run when its context ends.
 type afterFunc struct {
-	c *callContext
+	c *Context
 	f func()
 }
 
@@ -40,16 +39,34 @@ func (a *afterFunc) stop() bool {
 	return waiting
 }
 
-var _ context.Context = (*callContext)(nil)
+var _ context.Context = (*Context)(nil)
 
-// Deadline is when the caller's timeout ends.
-func (c *callContext) Deadline() (time.Time, bool) { return c.deadline, !c.deadline.IsZero() }
+// Deadline is what SetDeadline set.
+func (c *Context) Deadline() (time.Time, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.deadline, !c.deadline.IsZero()
+}
+
+// SetDeadline says when the time ends; zero means never. A timer that runs is started anew.
+func (c *Context) SetDeadline(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deadline = t
+	if c.timer != nil {
+		c.timer.Stop()
+		c.timer = nil
+	}
+	if c.done != nil || c.first != nil || c.after != nil {
+		c.arm()
+	}
+}
 
 // Value knows nothing.
-func (c *callContext) Value(any) any { return nil }
+func (c *Context) Value(any) any { return nil }
 
 // Err tells whether the deadline is over even if no timer runs.
-func (c *callContext) Err() error {
+func (c *Context) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err == nil && !c.deadline.IsZero() && !time.Now().Before(c.deadline) {
@@ -59,7 +76,7 @@ func (c *callContext) Err() error {
 }
 
 // Done starts the timer on its first call.
-func (c *callContext) Done() <-chan struct{} {
+func (c *Context) Done() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.done == nil {
@@ -73,7 +90,7 @@ func (c *callContext) Done() <-chan struct{} {
 }
 
 // AfterFunc is what the context package looks for to hook up derived contexts.
-func (c *callContext) AfterFunc(f func()) (stop func() bool) {
+func (c *Context) AfterFunc(f func()) (stop func() bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
@@ -94,21 +111,21 @@ func (c *callContext) AfterFunc(f func()) (stop func() bool) {
 }
 
 // arm starts the timer if there is something to time and none runs.
-func (c *callContext) arm() {
+func (c *Context) arm() {
 	if c.err == nil && c.timer == nil && !c.deadline.IsZero() {
-		c.timer = time.AfterFunc(time.Until(c.deadline), func() { c.cancel(context.DeadlineExceeded) })
+		c.timer = time.AfterFunc(time.Until(c.deadline), func() { c.Cancel(context.DeadlineExceeded) })
 	}
 }
 
-// cancel ends the context, once. It may be called with the session's lock held and takes no
+// Cancel ends the context, once. It may be called with a connection's lock held and takes no
 // other lock than its own.
-func (c *callContext) cancel(err error) {
+func (c *Context) Cancel(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.cancelLocked(err)
 }
 
-func (c *callContext) cancelLocked(err error) {
+func (c *Context) cancelLocked(err error) {
 	if c.err != nil {
 		return
 	}
