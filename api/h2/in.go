@@ -231,7 +231,7 @@ func (st *Stream) takeData(f frame, body []byte) (ErrCode, string) {
 	st.recvAvail -= int64(f.n)
 	st.owed += int64(f.n - len(body)) // padding is never read
 	if len(body) > 0 && !st.unwanted {
-		st.q.add(body)
+		st.q.Add(body)
 		c.held += int64(len(body))
 	}
 	return 0, ""

@@ -37,8 +37,8 @@ type Stream struct {
 	// Guarded by conn.mu.
 	status    int         // of the answer, on a client; 0 until it came
 	trailer   call.Fields // the peer's, once recvEnded
-	q         queue       // received and unread
-	first     *chunk      // lent out by First
+	q         wire.Queue  // received and unread
+	first     *wire.Chunk // lent out by First
 	recvAvail int64       // the peer's view of the stream's window
 	owed      int64       // bytes read and not yet given back to the peer
 	length    int64       // what is left of content-length; -1: none was announced
@@ -119,9 +119,9 @@ func (st *Stream) First() (data []byte, ended bool) {
 		c.mu.Unlock()
 		return nil, false
 	}
-	st.first = st.q.takeAll()
+	st.first = st.q.PopAll()
 	if st.first != nil {
-		data = st.first.b[st.first.r:st.first.w]
+		data = st.first.Bytes()
 	}
 	ended = st.recvEnded
 	st.consumed(len(data))
@@ -133,7 +133,7 @@ func (st *Stream) First() (data []byte, ended bool) {
 
 func (st *Stream) freeFirst() {
 	if st.first != nil {
-		st.first.free()
+		st.first.Free()
 		st.first = nil
 	}
 }
@@ -155,8 +155,8 @@ func (st *Stream) Read(p []byte) (int, error) {
 			err := st.err
 			c.mu.Unlock()
 			return 0, err
-		case st.q.size > 0:
-			n := st.q.read(p)
+		case st.q.Size() > 0:
+			n := st.q.Read(p)
 			st.consumed(n)
 			flush := c.claimFlush()
 			c.mu.Unlock()
@@ -374,7 +374,7 @@ func (st *Stream) consumed(n int) {
 
 // dropUnread throws received bytes away. Locked.
 func (st *Stream) dropUnread() {
-	if n := st.q.drop(); n > 0 {
+	if n := st.q.Drop(); n > 0 {
 		st.c.held -= int64(n)
 		st.c.regrant()
 	}

@@ -3,6 +3,7 @@ package link
 import (
 	"time"
 
+	"github.com/mecha-project/mecha/api/wire"
 	"github.com/mecha-project/mecha/components/fault"
 )
 
@@ -57,7 +58,7 @@ func (s *Session) onEnd(h header, st *Stream, p []byte) *ProtocolError {
 	case st.recvStopped:
 		s.consume(int64(len(body)))
 	default:
-		st.q.push(&chunk{b: body, w: len(body)}) // p is ours: no need to copy it
+		st.q.Push(&wire.Chunk{B: body, W: len(body)}) // p is ours: no need to copy it
 		s.inbound.held += int64(len(body))
 	}
 	st.trailer = trailer
@@ -125,16 +126,16 @@ func (s *Session) onMore(h header, st *Stream, p []byte) (dispatch bool, perr *P
 // readData moves body bytes into the stream's queue. Small ones are packed behind what is
 // there; large ones are read straight into their chunk.
 func (s *Session) readData(h header) (*ProtocolError, error) {
-	var c *chunk
+	var c *wire.Chunk
 	var small []byte
-	if h.n <= chunkSizes[0]/2 && s.in.w-s.in.r >= h.n {
+	if h.n <= wire.SmallChunk/2 && s.in.w-s.in.r >= h.n {
 		small = s.in.take(h.n)
 	} else {
-		c = newChunk(h.n)
-		if err := s.in.readFull(c.b[:h.n]); err != nil {
+		c = wire.NewChunk(h.n)
+		if err := s.in.readFull(c.B[:h.n]); err != nil {
 			return nil, err
 		}
-		c.w = h.n
+		c.W = h.n
 	}
 	s.mu.Lock()
 	s.received(h)
@@ -154,19 +155,19 @@ func (s *Session) readData(h header) (*ProtocolError, error) {
 		s.consume(int64(h.n))
 		s.answer(nil)
 		if c != nil {
-			c.free()
+			c.Free()
 		}
 		return nil, nil
 	}
 	if st.credited.IsZero() {
 		st.credited = time.Now()
 	}
-	if small == nil || !st.q.pack(small) {
+	if small == nil || !st.q.Pack(small) {
 		if c == nil {
-			c = newChunk(h.n)
-			c.w = copy(c.b, small)
+			c = wire.NewChunk(h.n)
+			c.W = copy(c.B, small)
 		}
-		st.q.push(c)
+		st.q.Push(c)
 	}
 	s.inbound.held += int64(h.n)
 	wake(st.rsig)

@@ -2,7 +2,6 @@ package link
 
 import (
 	"io"
-	"sync"
 )
 
 // inbuf reads the connection in large pieces. Only the reader goroutine touches it.
@@ -74,93 +73,4 @@ func unexpected(err error) error {
 		return io.ErrUnexpectedEOF
 	}
 	return err
-}
-
-// chunk holds received body bytes b[r:w] in a queue of its stream.
-type chunk struct {
-	b    []byte
-	r, w int
-	next *chunk
-}
-
-// Sizes of pooled chunks: memory is at most twice the bytes a peer sent, or one small chunk per
-// stream.
-var chunkSizes = [...]int{2 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10}
-
-// chunkPools recycles chunks; it holds no state, so sharing it between sessions is harmless.
-var chunkPools [len(chunkSizes)]sync.Pool
-
-func newChunk(n int) *chunk {
-	for i, size := range chunkSizes {
-		if n <= size {
-			if c, ok := chunkPools[i].Get().(*chunk); ok {
-				return c
-			}
-			return &chunk{b: make([]byte, size)}
-		}
-	}
-	return &chunk{b: make([]byte, n)}
-}
-
-func (c *chunk) free() {
-	for i, size := range chunkSizes {
-		if len(c.b) == size {
-			c.r, c.w, c.next = 0, 0, nil
-			chunkPools[i].Put(c)
-			return
-		}
-	}
-}
-
-// queue is a list of chunks. The zero value is empty. It has no lock of its own.
-type queue struct {
-	head, tail *chunk
-	size       int64
-}
-
-// push takes c over.
-func (q *queue) push(c *chunk) {
-	if q.tail == nil {
-		q.head = c
-	} else {
-		q.tail.next = c
-	}
-	q.tail = c
-	q.size += int64(c.w - c.r)
-}
-
-// pack copies p into the last chunk if it fits there, so that a dribble of tiny frames does
-// not cost a chunk each.
-func (q *queue) pack(p []byte) bool {
-	t := q.tail
-	if t == nil || len(t.b)-t.w < len(p) {
-		return false
-	}
-	t.w += copy(t.b[t.w:], p)
-	q.size += int64(len(p))
-	return true
-}
-
-// pop removes the first chunk, or returns nil.
-func (q *queue) pop() *chunk {
-	c := q.head
-	if c == nil {
-		return nil
-	}
-	q.head = c.next
-	if q.head == nil {
-		q.tail = nil
-	}
-	c.next = nil
-	q.size -= int64(c.w - c.r)
-	return c
-}
-
-// drop empties the queue and returns how many bytes it held.
-func (q *queue) drop() int64 {
-	n := q.size
-	for c := q.pop(); c != nil; c = q.pop() {
-		c.free()
-	}
-	return n
 }

@@ -3,6 +3,7 @@ package link
 import (
 	"time"
 
+	"github.com/mecha-project/mecha/api/wire"
 	"github.com/mecha-project/mecha/components/fault"
 )
 
@@ -11,7 +12,7 @@ import (
 type opening struct {
 	layout
 	head, body, trailer []byte
-	chunk               *chunk
+	chunk               *wire.Chunk
 }
 
 // largeBody is where pooled chunks beat fresh memory: a call with 64 KiB each way costs 52
@@ -28,14 +29,14 @@ func (s *Session) readOpening(h header) (m opening, perr *ProtocolError, err err
 	}
 	head, body := m.layout.head, m.layout.body
 	if body > largeBody {
-		m.chunk = newChunk(body)
-		m.chunk.w = body
+		m.chunk = wire.NewChunk(body)
+		m.chunk.W = body
 		p := make([]byte, head+m.layout.trailer)
 		m.head, m.trailer = p[:head:head], p[head:]
 		if err := s.in.readFull(m.head); err != nil {
 			return m, nil, err
 		}
-		if err := s.in.readFull(m.chunk.b[:body]); err != nil {
+		if err := s.in.readFull(m.chunk.B[:body]); err != nil {
 			return m, nil, err
 		}
 		return m, nil, s.in.readFull(m.trailer)
@@ -57,7 +58,7 @@ func (st *Stream) take(h header, m *opening) {
 	case st.recvStopped:
 		st.s.consume(int64(m.layout.body))
 	case m.chunk != nil:
-		st.q.push(m.chunk)
+		st.q.Push(m.chunk)
 		st.s.inbound.held += int64(m.layout.body)
 	default:
 		st.first = m.body

@@ -73,7 +73,7 @@ func (st *Stream) First() (body []byte, final bool) {
 	s := st.s
 	s.mu.Lock()
 	body = st.takeFirst()
-	final = st.recvEnded && st.q.head == nil
+	final = st.recvEnded && st.q.Empty()
 	flush := s.claimFlush()
 	s.mu.Unlock()
 	s.flushIf(flush)
@@ -103,7 +103,7 @@ func (st *Stream) RecvHead(ctx context.Context) (head, first []byte, final bool,
 		s.mu.Lock()
 		if st.headDone {
 			first = st.takeFirst()
-			final = st.recvEnded && st.q.head == nil
+			final = st.recvEnded && st.q.Empty()
 			flush := s.claimFlush()
 			s.mu.Unlock()
 			s.flushIf(flush)
@@ -192,7 +192,7 @@ func (st *Stream) ReadRest(b []byte, most int) ([]byte, error) {
 		}
 		if cap(b)-len(b) < len(p) {
 			st.s.mu.Lock()
-			more := int(st.q.size)
+			more := st.q.Size()
 			st.s.mu.Unlock()
 			b = slices.Grow(b, min(len(p)+more, most-len(b)))
 		}
@@ -207,7 +207,7 @@ func (st *Stream) peek() ([]byte, error) {
 		return st.rest, nil
 	}
 	if st.cur != nil {
-		return st.cur.b[st.cur.r:st.cur.w], nil
+		return st.cur.Bytes(), nil
 	}
 	s := st.s
 	for {
@@ -225,7 +225,7 @@ func (st *Stream) peek() ([]byte, error) {
 		case ok && st.cur == nil:
 			return st.rest, nil
 		case ok:
-			return st.cur.b[st.cur.r:st.cur.w], nil
+			return st.cur.Bytes(), nil
 		}
 		//lint:ignore SA1012 nil says that only the stream itself ends the wait
 		if err := st.awaitRead(nil); err != nil {
@@ -243,8 +243,8 @@ func (st *Stream) pull() (bool, error) {
 		st.rest = body
 		return true, nil
 	}
-	if c := st.q.pop(); c != nil {
-		n := int64(c.w - c.r)
+	if c := st.q.Pop(); c != nil {
+		n := int64(len(c.Bytes()))
 		st.s.inbound.held -= n
 		st.consume(n)
 		st.cur = c
@@ -265,9 +265,9 @@ func (st *Stream) advance(n int) {
 		st.rest = st.rest[n:]
 		return
 	}
-	st.cur.r += n
-	if st.cur.r == st.cur.w {
-		st.cur.free()
+	st.cur.R += n
+	if st.cur.R == st.cur.W {
+		st.cur.Free()
 		st.cur = nil
 	}
 }

@@ -27,8 +27,8 @@ type Stream struct {
 	call  wire.Context
 
 	// Owned by the reading goroutine.
-	cur  *chunk // being read
-	rest []byte // of first, being read
+	cur  *wire.Chunk // being read
+	rest []byte      // of first, being read
 
 	// Guarded by s.mu.
 	err  *fault.Error // why it failed; nil after an orderly end
@@ -51,7 +51,7 @@ type Stream struct {
 	held                 int64 // bytes of a request's first frames counted as in flight
 	recvEnded            bool  // the peer's END arrived
 	recvStopped          bool  // we read no more
-	q                    queue
+	q                    wire.Queue
 	recvAvail            int64 // bytes the peer may still send
 	window               int64 // bytes it may have unread; grows
 	consumed             int64 // read and not yet given back as credit
@@ -148,7 +148,7 @@ func (st *Stream) settle() {
 
 // dropUnread gives unread bytes back to the session. Locked.
 func (st *Stream) dropUnread() {
-	n := st.q.drop()
+	n := int64(st.q.Drop())
 	st.s.inbound.held -= n
 	if !st.headTaken {
 		n += int64(len(st.first))
@@ -217,7 +217,7 @@ func (st *Stream) stopLocked() {
 	s.out.pending = appendStop(s.out.pending, st.id)
 	s.count.framesOut++
 	st.recvStopped = true
-	n := st.q.drop()
+	n := int64(st.q.Drop())
 	s.inbound.held -= n
 	s.consume(n)
 	wake(st.rsig)
