@@ -63,8 +63,8 @@ func (r *rpc) invoke(ctx context.Context) error {
 	err := r.s.o.Invoke.Invoke(ctx, req, p)
 	if p.body != nil {
 		_ = p.body.Close()
-		r.received = p.body.meter.bytes.Load()
 	}
+	p.count()
 	if err != nil && !p.answered {
 		return proxyStatus(err).Err()
 	}
@@ -148,6 +148,13 @@ func (b *requestBody) Close() error {
 	return nil
 }
 
+// count takes over how much of a streamed request has come; whoever ends the call observes it.
+func (p *proxied) count() {
+	if p.body != nil {
+		p.r.received = p.body.meter.bytes.Load()
+	}
+}
+
 // Respond implements call.Responder: header, messages as they come, trailer and status.
 func (p *proxied) Respond(_ context.Context, resp *call.Response) error {
 	r := p.r
@@ -162,6 +169,7 @@ func (p *proxied) Respond(_ context.Context, resp *call.Response) error {
 		return errBadMessage
 	}
 	r.sent = m.bytes.Load()
+	p.count()
 	p.answered = true
 	if len(resp.Data) == 0 {
 		p.finish(resp)
@@ -197,9 +205,7 @@ func (p *proxied) respondStream(resp *call.Response) error {
 	var m meter
 	err := passOn(r.st, resp.Stream, &m)
 	r.sent = m.bytes.Load()
-	if p.body != nil {
-		r.received = p.body.meter.bytes.Load()
-	}
+	p.count()
 	var wrote *writeError
 	switch {
 	case errors.As(err, &wrote):
