@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
@@ -45,7 +46,13 @@ func terminal(t *testing.T, env []string, args ...string) (*job, *os.File) {
 	j.cmd.Env = append(append(os.Environ(), "HOME="+j.cmd.Dir, "TERM=xterm", "GORACE=atexit_sleep_ms=0"), env...)
 	j.cmd.Stdin, j.cmd.Stdout, j.cmd.Stderr = pts, pts, pts
 	j.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	if err := j.cmd.Start(); err != nil {
+	// A terminal's hang-up counts for its programs even where these tests run under nohup: a
+	// signal that is handled here is not ignored there.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	err = j.cmd.Start()
+	signal.Stop(hangup)
+	if err != nil {
 		t.Fatal(err)
 	}
 	pts.Close()
