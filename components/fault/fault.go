@@ -125,6 +125,7 @@ type Error struct {
 	Reason Reason        // finer identity for the wire; may be empty
 	Sent   Sent          // how far the call got
 	After  time.Duration // earliest sensible retry; zero means no hint
+	Rule   string        // the policy that decided this, for rejections; empty when none did
 	Msg    string        // for a person: on what, and what to do
 	Err    error         // the cause; may be nil
 }
@@ -146,7 +147,7 @@ func Wrap(op Op, code Code, err error) error {
 	e := &Error{Op: op, Code: code, Err: err}
 	var inner *Error
 	if errors.As(err, &inner) {
-		e.Reason, e.Sent, e.After = inner.Reason, inner.Sent, inner.After
+		e.Reason, e.Sent, e.After, e.Rule = inner.Reason, inner.Sent, inner.After, inner.Rule
 	}
 	return e
 }
@@ -156,6 +157,12 @@ func (e *Error) With(r Reason) *Error { e.Reason = r; return e }
 
 // WithSent returns e with the reach of the call set, for use at construction.
 func (e *Error) WithSent(s Sent) *Error { e.Sent = s; return e }
+
+// WithRule returns e with the policy that decided it, for use at construction.
+func (e *Error) WithRule(rule string) *Error { e.Rule = rule; return e }
+
+// WithAfter returns e with a hint when to try again, for use at construction.
+func (e *Error) WithAfter(d time.Duration) *Error { e.After = d; return e }
 
 // Because returns e with a cause, for use at construction.
 func (e *Error) Because(err error) *Error { e.Err = err; return e }
@@ -220,6 +227,36 @@ func SentOf(err error) Sent {
 		err = e.Err
 	}
 	return SentUnknown
+}
+
+// RuleOf names the policy that decided an error, or is empty.
+func RuleOf(err error) string {
+	for err != nil {
+		var e *Error
+		if !errors.As(err, &e) {
+			return ""
+		}
+		if e.Rule != "" {
+			return e.Rule
+		}
+		err = e.Err
+	}
+	return ""
+}
+
+// AfterOf is the hint when to try again, or zero.
+func AfterOf(err error) time.Duration {
+	for err != nil {
+		var e *Error
+		if !errors.As(err, &e) {
+			return 0
+		}
+		if e.After > 0 {
+			return e.After
+		}
+		err = e.Err
+	}
+	return 0
 }
 
 func contextCode(err error) (Code, bool) {

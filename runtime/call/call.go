@@ -85,15 +85,34 @@ type Target struct {
 // SetChain replaces the policy of the target. Calls already begun keep the chain they have.
 func (t *Target) SetChain(c *Chain) { t.chain.Store(c) }
 
+// Chain is the target's policy now; nil when it has none.
+func (t *Target) Chain() *Chain { return t.chain.Load() }
+
 // Desc describes one call on a target.
 type Desc struct {
 	Op       string // "get", "publish", an HTTP verb, a gRPC full method
 	Resource string // key, topic or method path
-	Safety   Safety
+	// Key is what a policy that splits or balances by key looks at: a state key, a message's
+	// ordering key. Empty means the call has none.
+	Key    string
+	Safety Safety
 	// Streamed calls cannot be repeated: their body is consumed by the first attempt.
 	Streamed bool
+	// Shadow marks a copy of another call, made by a mirror. It is not mirrored again.
+	Shadow bool
 	// Attrs looks up headers or metadata for rules; nil means there are none.
 	Attrs Attrs
+	// Caller is who asks.
+	Caller Caller
+}
+
+// Caller is who asks for a call, as far as it is known.
+type Caller struct {
+	App       string
+	Namespace string
+	// Proven is set when the connection proves the rest: the own app behind a local
+	// connection, or a certificate. A name alone proves nothing.
+	Proven bool
 }
 
 // Attrs gives rules access to a call's headers or metadata without copying them.
@@ -107,13 +126,20 @@ type Call struct {
 	Desc
 	Target  *Target
 	Start   time.Time
-	Attempt int   // attempts begun, 1 in the first
-	Err     error // outcome of the last attempt
+	Attempt int     // attempts begun, 1 in the first
+	Err     error   // of the last attempt
+	Outcome Outcome // of the last attempt
 
-	chain *Chain
-	ctx   context.Context // of the whole call
-	depth int             // whole-call layers entered
-	done  bool
+	chain    *Chain
+	ctx      context.Context // of the whole call
+	depth    int             // whole-call layers entered
+	final    bool
+	kept     bool // attempts may outlive the call, so it is not used again
+	try      Try  // the attempt in progress
+	deadline time.Time
+	tried    []string // endpoints earlier attempts went to
+	pinned   string   // the destination a write may have reached, if pin
+	pin      bool
 }
 
 // Layer is one policy step around a whole call. Enter may refuse the call with an error or
@@ -125,14 +151,45 @@ type Layer interface {
 }
 
 // Retry decides after a failed attempt whether to make another, and after what pause.
-// c.Attempt counts the attempts made.
+// c.Attempt counts the attempts made; c.Outcome and err tell how the last one ended.
 type Retry func(c *Call, err error) (pause time.Duration, again bool)
 
 // Chain is the compiled policy of a target: immutable, shared by all its calls. A nil Chain
 // and a Chain with nothing set are valid and cost nothing.
 type Chain struct {
-	Layers []Layer // outermost first
-	Retry  Retry   // nil means one attempt
+	// Select gives the chain of one call where rules look at more than the target; nil means
+	// this one.
+	Select func(c *Call) *Chain
+
+	Layers []Layer       // around the call, outermost first
+	Steps  []Step        // around each attempt, outermost first; at most MaxSteps
+	Retry  Retry         // nil means one attempt
+	Hedge  Hedge         // nil means no hedging
+	Total  time.Duration // of all attempts and pauses together; 0 means no limit
+	Mirror Mirror        // nil means none
+	// Balance chooses among the endpoints of a service; nil means the service's own rotation.
+	Balance Balancer
+	// Place tells where a key's calls go when policy divides the target by key; nil when it does
+	// not. It looks at nothing but the key.
+	Place func(key string) string
+	// Answer rewrites the header of an invocation's answer; nil leaves it.
+	Answer func(c *Call, header *Fields)
+	// Request rewrites the header of an invocation; nil leaves it.
+	Request func(c *Call, header *Fields)
+	// About is what explanations show; the call itself does not look at it.
+	About any
+}
+
+// Mirror takes copies of calls.
+type Mirror interface {
+	// Takes tells whether this call is to be copied, and where to.
+	Takes(c *Call) (to string, ok bool)
+	// Go runs the copy in the background, after earlier ones with the same key. It may drop it
+	// instead: copies never slow down or fail the calls they are made of.
+	Go(key string, run func(ctx context.Context) error)
+	// Compare tells whether this read is to be compared with the copy's, and reports the result.
+	Compares(c *Call) bool
+	Compared(same bool)
 }
 
 var calls = sync.Pool{New: func() any { return new(Call) }}
@@ -141,9 +198,16 @@ var calls = sync.Pool{New: func() any { return new(Call) }}
 // Otherwise the caller loops over Next, and must call End exactly once.
 func Begin(ctx context.Context, t *Target, d Desc) (*Call, error) {
 	c := calls.Get().(*Call)
-	*c = Call{Desc: d, Target: t, Start: time.Now(), ctx: ctx, chain: t.chain.Load()}
+	tried := c.tried[:0]
+	*c = Call{Desc: d, Target: t, Start: time.Now(), ctx: ctx, chain: t.chain.Load(), tried: tried}
 	if c.chain == nil {
 		return c, nil
+	}
+	if c.chain.Select != nil {
+		c.chain = c.chain.Select(c)
+	}
+	if c.chain.Total > 0 {
+		c.deadline = c.Start.Add(c.chain.Total)
 	}
 	for _, l := range c.chain.Layers {
 		next, err := l.Enter(c.ctx, c)
@@ -156,42 +220,101 @@ func Begin(ctx context.Context, t *Target, d Desc) (*Call, error) {
 	return c, nil
 }
 
-// Context is the context of the whole call, as the layers made it.
-func (c *Call) Context() context.Context { return c.ctx }
-
-// Next reports whether to make an attempt: the first always, a further one when the last
-// failed (see Done) and the retry policy grants it. It waits out the pause between attempts;
-// a context that ends meanwhile ends the loop with the last attempt's error.
-func (c *Call) Next() bool {
-	if c.Attempt == 0 {
-		c.Attempt = 1
-		return true
+// PolicyOf is the chain that would govern a call; never nil.
+func PolicyOf(t *Target, d Desc) *Chain {
+	c := Call{Desc: d, Target: t, chain: t.chain.Load()}
+	if c.chain != nil && c.chain.Select != nil {
+		c.chain = c.chain.Select(&c)
 	}
-	if c.done || c.Err == nil || c.chain == nil || c.chain.Retry == nil || c.Streamed {
-		return false
-	}
-	pause, again := c.chain.Retry(c, c.Err)
-	if !again || !wait(c.ctx, pause) {
-		return false
-	}
-	c.Attempt++
-	return true
+	return c.Policy()
 }
 
-// Done records the outcome of an attempt.
-func (c *Call) Done(err error) { c.Err = err }
+// Policy is the chain that governs the call; never nil.
+func (c *Call) Policy() *Chain {
+	if c.chain == nil {
+		return &nothing
+	}
+	return c.chain
+}
+
+var nothing Chain
+
+// Repeats tells whether a failed attempt could be followed by another, so that what the call
+// sends is worth keeping.
+func (c *Call) Repeats() bool {
+	return !c.Streamed && c.chain != nil && (c.chain.Retry != nil || c.chain.Hedge != nil)
+}
+
+// Context is the context of the attempt in progress; before the first, of the whole call.
+func (c *Call) Context() context.Context {
+	if c.try.Ctx != nil {
+		return c.try.Ctx
+	}
+	return c.ctx
+}
+
+// Whole is the context of the whole call, as the layers made it.
+func (c *Call) Whole() context.Context { return c.ctx }
+
+// To is the destination that policy chose for the attempt in progress; empty means the target
+// itself.
+func (c *Call) To() string { return c.try.To }
+
+// Tried are the endpoints that earlier attempts, and this one so far, went to.
+func (c *Call) Tried() []string { return c.tried }
+
+// Try is the attempt in progress.
+func (c *Call) Try() *Try { return &c.try }
+
+// Next reports whether to make an attempt: the first unless a step refuses it, a further one
+// when the last failed (see Done) and the retry policy grants it. It waits out the pause
+// between attempts; a context that ends meanwhile ends the loop with the last attempt's error.
+// After a refusal c.Err says why, and whoever loops ends the call with it.
+func (c *Call) Next() bool {
+	if c.Attempt > 0 {
+		if c.final || c.Outcome == OK || c.chain == nil || c.chain.Retry == nil || c.Streamed {
+			return false
+		}
+		pause, again := c.chain.Retry(c, c.Err)
+		if !again || !c.wait(pause) {
+			return false
+		}
+	}
+	c.Attempt++
+	return c.enter(&c.try)
+}
+
+// Done records how an attempt ended when all there is to know is the error.
+func (c *Call) Done(err error) { c.Ended(err, Status{}) }
+
+// Ended records how an attempt ended. st is the status of an answer that came, which may be a
+// failure although err is nil.
+func (c *Call) Ended(err error, st Status) {
+	c.leave(&c.try, err, st)
+	c.Err, c.Outcome = c.try.Err, c.try.Outcome
+	if c.try.Err == nil {
+		c.try.settle() // the answer is still to be read, without this attempt's deadline
+		return
+	}
+	c.try.cancel()
+}
 
 // Final forbids further attempts, because the answer has begun to reach the caller.
-func (c *Call) Final() { c.done = true }
+func (c *Call) Final() { c.final = true }
 
 // End closes the call: the layers' Exit run in reverse order and may replace the outcome,
 // which End returns. The Call must not be used afterwards.
 func (c *Call) End(err error) error {
+	c.try.cancel()
 	for i := c.depth - 1; i >= 0; i-- {
 		err = c.chain.Layers[i].Exit(c, err)
 	}
-	*c = Call{}
-	calls.Put(c)
+	if !c.kept {
+		tried := c.tried
+		clear(tried)
+		*c = Call{tried: tried[:0]}
+		calls.Put(c)
+	}
 	return err
 }
 
@@ -205,10 +328,10 @@ func Do[T any](ctx context.Context, t *Target, d Desc, fn func(context.Context) 
 		return out, err
 	}
 	for c.Next() {
-		out, err = guarded(c.ctx, fn)
+		out, err = guarded(c.Context(), fn)
 		c.Done(err)
 	}
-	return out, c.End(err)
+	return out, c.End(c.Err)
 }
 
 func guarded[T any](ctx context.Context, fn func(context.Context) (T, error)) (out T, err error) {
@@ -225,9 +348,11 @@ func Panicked(p any) error {
 	return fault.New("call.Do", fault.Internal, "panic: %v\n%s", p, debug.Stack())
 }
 
-// wait sleeps for d, or less when ctx ends; it reports whether the call may go on.
-func wait(ctx context.Context, d time.Duration) bool {
-	if ctx.Err() != nil {
+// wait sleeps for d, or less when the call's context ends; it reports whether the call may go
+// on. A pause that would outlast the call's deadline is not begun: the attempt after it could
+// not be made.
+func (c *Call) wait(d time.Duration) bool {
+	if c.ctx.Err() != nil || (!c.deadline.IsZero() && time.Until(c.deadline) <= d) {
 		return false
 	}
 	if d <= 0 {
@@ -238,7 +363,7 @@ func wait(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-t.C:
 		return true
-	case <-ctx.Done():
+	case <-c.ctx.Done():
 		return false
 	}
 }

@@ -1,9 +1,11 @@
 // Package catalog holds the live component instances of a sidecar by name.
 //
 // A service looks a component up and gets a Handle: the instance together with its policy
-// target. There is no other way to a component, so no call can miss its policy. Instances are
+// target. The instance itself is out of reach; Do and Read run operations on it inside the
+// policy, so no call can miss it. Instances are
 // swapped by pointer (hot reload builds the new one beside the old, swaps, lets calls in
-// flight end, closes the old). Opening components is in open.go; start at Store.
+// flight end, closes the old). Opening components is in open.go, running
+// operations in do.go; start at Store.
 package catalog
 
 import (
@@ -45,19 +47,38 @@ type Info struct {
 // Handle is a component together with its policy.
 type Handle[T any] struct {
 	Info
-	Component T
-	Target    *call.Target
+	// Target is what the policy governs.
+	Target *call.Target
+
+	component T
+	// away marks a handle that has no component of its own: policy names where its calls go.
+	away  bool
+	store *Store[T] // where policy's destinations are looked up
 }
 
+// NewHandle joins a component to its policy.
+func NewHandle[T any](info Info, component T, target *call.Target) *Handle[T] {
+	return &Handle[T]{Info: info, component: component, Target: target}
+}
+
+// NewAway makes a handle for a name that exists in policy only: every call on it goes where
+// its policy sends it. info is that of one of its destinations, under the name.
+func NewAway[T any](info Info, target *call.Target) *Handle[T] {
+	return &Handle[T]{Info: info, Target: target, away: true}
+}
+
+// Away tells whether the name exists in policy only.
+func (h *Handle[T]) Away() bool { return h.away }
+
 // Store holds the components of one block. The zero value is not ready; use NewStore.
-type Store[T block.Component] struct {
+type Store[T any] struct {
 	kind  block.Kind
 	items atomic.Pointer[map[string]*Handle[T]]
 	mu    sync.Mutex // serialises changes of items
 }
 
 // NewStore makes an empty store for one block.
-func NewStore[T block.Component](kind block.Kind) *Store[T] {
+func NewStore[T any](kind block.Kind) *Store[T] {
 	s := &Store[T]{kind: kind}
 	s.items.Store(&map[string]*Handle[T]{})
 	return s
@@ -90,6 +111,7 @@ func (s *Store[T]) List() []*Handle[T] {
 // Put adds or replaces a component and returns the one it replaced, which the caller drains
 // and closes.
 func (s *Store[T]) Put(h *Handle[T]) (old *Handle[T]) {
+	h.store = s
 	s.change(func(m map[string]*Handle[T]) { old, m[h.Name] = m[h.Name], h })
 	return old
 }
@@ -109,7 +131,7 @@ func (s *Store[T]) Close(ctx context.Context) error {
 	var first error
 	for _, h := range s.List() {
 		s.Remove(h.Name)
-		if err := h.Component.Close(ctx); err != nil && first == nil {
+		if err := h.close(ctx); err != nil && first == nil {
 			first = err
 		}
 	}
@@ -125,4 +147,13 @@ func (s *Store[T]) change(f func(map[string]*Handle[T])) {
 	}
 	f(next)
 	s.items.Store(&next)
+}
+
+// close closes the component, if the handle has one.
+func (h *Handle[T]) close(ctx context.Context) error {
+	c, ok := any(h.component).(block.Component)
+	if h.away || !ok {
+		return nil
+	}
+	return c.Close(ctx)
 }

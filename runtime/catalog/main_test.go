@@ -136,7 +136,7 @@ func newKit(t testing.TB) *kit {
 }
 
 func handle(name string, c block.State) *catalog.Handle[block.State] {
-	return &catalog.Handle[block.State]{Info: catalog.Info{Name: name}, Component: c}
+	return catalog.NewHandle[block.State](catalog.Info{Name: name}, c, &call.Target{})
 }
 
 func names[T any](hs []*catalog.Handle[T]) (out []string) {

@@ -119,13 +119,13 @@ func (c *Catalog) place(info Info, comp block.Component) func() {
 	case block.KindState:
 		if b, ok := comp.(block.State); ok {
 			return func() {
-				c.State.Put(&Handle[block.State]{Info: info, Component: b, Target: c.target(call.State, info.Name)})
+				c.State.Put(NewHandle(info, b, c.target(call.State, info.Name)))
 			}
 		}
 	case block.KindPubSub:
 		if b, ok := comp.(block.PubSub); ok {
 			return func() {
-				c.PubSub.Put(&Handle[block.PubSub]{Info: info, Component: b, Target: c.target(call.Publish, info.Name)})
+				c.PubSub.Put(NewHandle(info, b, c.target(call.Publish, info.Name)))
 			}
 		}
 	}
@@ -162,10 +162,10 @@ func (c *Catalog) Init(ctx context.Context, o *Opened) error {
 // Withdraw takes a component away from callers and closes it.
 func (c *Catalog) Withdraw(ctx context.Context, name string) {
 	if h := c.State.Remove(name); h != nil {
-		h.Component.Close(ctx)
+		h.close(ctx)
 	}
 	if h := c.PubSub.Remove(name); h != nil {
-		h.Component.Close(ctx)
+		h.close(ctx)
 	}
 }
 

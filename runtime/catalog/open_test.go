@@ -89,8 +89,9 @@ func TestPublishedComponentsHaveTheirPolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h.Component != block.State(k.comp) {
-		t.Error("the handle holds another component: wrapping hides optional interfaces")
+	got, err := catalog.Do(t.Context(), h, call.Desc{}, func(_ context.Context, s block.State) (block.State, error) { return s, nil }, nil)
+	if err != nil || got != block.State(k.comp) {
+		t.Errorf("the handle holds another component (%v): wrapping hides optional interfaces", err)
 	}
 	if tg := h.Target; tg.Kind != call.State || tg.Direction != call.Outbound || tg.Name != "s" {
 		t.Errorf("target %v %v %q", tg.Kind, tg.Direction, tg.Name)
@@ -103,11 +104,11 @@ func TestPublishedComponentsHaveTheirPolicy(t *testing.T) {
 	if h, err := k.PubSub.Lookup("p"); err != nil || h.Target.Kind != call.Publish {
 		t.Errorf("broker: %v, %v", h, err)
 	}
-	var got []string
+	var listed []string
 	for _, i := range k.Infos() {
-		got = append(got, i.Name)
+		listed = append(listed, i.Name)
 	}
-	if d := cmp.Diff([]string{"p", "s"}, got); d != "" {
+	if d := cmp.Diff([]string{"p", "s"}, listed); d != "" {
 		t.Errorf("infos (-want +got):\n%s", d)
 	}
 }

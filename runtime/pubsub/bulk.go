@@ -4,12 +4,13 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/fault"
-	"github.com/mecha-project/mecha/runtime/call"
+	"github.com/mecha-project/mecha/runtime/catalog"
 )
 
 // BulkEntry is one message of a bulk publish.
@@ -72,16 +73,7 @@ func (s *Service) BulkPublish(ctx context.Context, r BulkRequest) ([]FailedEntry
 	}
 	start := time.Now()
 	errs = make([]error, len(msgs))
-	pending := make([]int, len(msgs))
-	for i := range pending {
-		pending[i] = i
-	}
-	desc := call.Desc{Op: "bulkPublish", Resource: r.Topic, Safety: call.Unsafe}
-	_, err = call.Do(ctx, h.Target, desc, func(ctx context.Context) (struct{}, error) {
-		var first error
-		pending, first = appendPending(ctx, h.Component, msgs, pending, errs)
-		return struct{}{}, first
-	})
+	pending, err := s.appendAll(ctx, h, r.Topic, msgs, errs)
 	if s.opts.Recorder != nil {
 		s.opts.Recorder.PubSubBulkEgress(h.Name, r.Topic, err == nil, time.Since(start))
 	}
@@ -89,6 +81,41 @@ func (s *Service) BulkPublish(ctx context.Context, r BulkRequest) ([]FailedEntry
 		return nil, nil
 	}
 	return r.failed(pending, errs, err), err
+}
+
+// appendAll publishes messages as one call, or, where policy divides the broker by key, as one
+// call for each part. It returns the indexes of those that were not published.
+func (s *Service) appendAll(ctx context.Context, h *catalog.Handle[block.PubSub], topic string, msgs []block.Message, errs []error) (pending []int, first error) {
+	desc := s.desc("bulkPublish", topic, msgs[0].Key)
+	parts := catalog.Parts(h, desc, len(msgs), func(i int) string { return msgs[i].Key })
+	if len(parts) < 2 {
+		parts = [][]int{make([]int, len(msgs))}
+		for i := range msgs {
+			parts[0][i] = i
+		}
+	}
+	for _, part := range parts {
+		left := part
+		_, err := catalog.Do(ctx, h, s.desc("bulkPublish", topic, msgs[part[0]].Key), func(ctx context.Context, broker block.PubSub) (struct{}, error) {
+			var first error
+			left, first = appendPending(ctx, broker, msgs, left, errs)
+			return struct{}{}, first
+		}, func() func(context.Context, block.PubSub) error {
+			some := make([]block.Message, len(part))
+			for i, at := range part {
+				some[i] = msgs[at]
+			}
+			return shadow(some)
+		})
+		if err != nil {
+			pending = append(pending, left...)
+			if first == nil {
+				first = err
+			}
+		}
+	}
+	slices.Sort(pending)
+	return pending, first
 }
 
 // appendPending publishes the pending messages and returns those still to be published with

@@ -100,9 +100,9 @@ func (c *consumer) run(fetch, work context.Context) error {
 		cancel()
 	})
 	desc := call.Desc{Op: "subscribe", Resource: c.route.sub.Topic, Safety: call.Safe, Streamed: true}
-	_, err := call.Do(consume, c.h.Target, desc, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, c.h.Component.Consume(ctx, opts, deliver)
-	})
+	_, err := catalog.Do(consume, c.h, desc, func(ctx context.Context, broker block.PubSub) (struct{}, error) {
+		return struct{}{}, broker.Consume(ctx, opts, deliver)
+	}, nil)
 	if unhook() {
 		settle() // Consume ended by itself
 	} else {

@@ -191,8 +191,8 @@ func status(code int, body string) (*call.Response, error) {
 func open(t testing.TB, c block.PubSub, raw map[string]string, opts pubsub.Options) *pubsub.Service {
 	t.Helper()
 	stores := catalog.NewStore[block.PubSub](block.KindPubSub)
-	stores.Put(&catalog.Handle[block.PubSub]{Info: catalog.Info{Name: "ps", Raw: raw}, Component: c,
-		Target: &call.Target{Kind: call.Publish, Name: "ps"}})
+	stores.Put(catalog.NewHandle[block.PubSub](catalog.Info{Name: "ps", Raw: raw}, c,
+		&call.Target{Kind: call.Publish, Name: "ps"}))
 	return pubsub.New(stores, shop, opts)
 }
 

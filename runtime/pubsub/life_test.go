@@ -393,7 +393,7 @@ func TestRefresh(t *testing.T) {
 		synctest.Wait()
 		b := newBroker()
 		put := func(raw map[string]string) {
-			stores.Put(&catalog.Handle[block.PubSub]{Info: catalog.Info{Name: "ps", Raw: raw}, Component: b, Target: &call.Target{}})
+			stores.Put(catalog.NewHandle[block.PubSub](catalog.Info{Name: "ps", Raw: raw}, b, &call.Target{}))
 			s.Refresh("ps")
 			synctest.Wait()
 		}

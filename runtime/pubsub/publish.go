@@ -1,6 +1,7 @@
 package pubsub
 
 import (
+	"bytes"
 	"context"
 	"math"
 	"strconv"
@@ -68,14 +69,34 @@ func (s *Service) checkPublish(rules *rules, topic string) error {
 func (s *Service) append(ctx context.Context, h *catalog.Handle[block.PubSub], topic string, msg block.Message) error {
 	start := time.Now()
 	msgs := []block.Message{msg}
-	desc := call.Desc{Op: "publish", Resource: topic, Safety: call.Unsafe}
-	_, err := call.Do(ctx, h.Target, desc, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, firstError(h.Component.Publish(ctx, msgs))
-	})
+	desc := s.desc("publish", topic, msg.Key)
+	_, err := catalog.Do(ctx, h, desc, func(ctx context.Context, broker block.PubSub) (struct{}, error) {
+		return struct{}{}, firstError(broker.Publish(ctx, msgs))
+	}, func() func(context.Context, block.PubSub) error { return shadow(msgs) })
 	if s.opts.Recorder != nil {
 		s.opts.Recorder.PubSubEgress(h.Name, topic, err == nil, time.Since(start))
 	}
 	return err
+}
+
+// desc describes a publish. The topic in it is the app's name of it.
+func (s *Service) desc(op, topic, key string) call.Desc {
+	return call.Desc{Op: op, Resource: topic, Key: key, Safety: call.Unsafe,
+		Caller: call.Caller{App: s.self.App, Namespace: s.self.Namespace, Proven: true}}
+}
+
+// shadow copies messages for a mirror.
+func shadow(msgs []block.Message) func(context.Context, block.PubSub) error {
+	copies := make([]block.Message, len(msgs))
+	for i, m := range msgs {
+		copies[i] = m
+		copies[i].Topic, copies[i].Key, copies[i].Data = strings.Clone(m.Topic), strings.Clone(m.Key), bytes.Clone(m.Data)
+		copies[i].Metadata = make(map[string]string, len(m.Metadata))
+		for k, v := range m.Metadata {
+			copies[i].Metadata[strings.Clone(k)] = strings.Clone(v)
+		}
+	}
+	return func(ctx context.Context, broker block.PubSub) error { return firstError(broker.Publish(ctx, copies)) }
 }
 
 func firstError(errs []error) error {

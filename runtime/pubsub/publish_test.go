@@ -347,7 +347,7 @@ func TestBulkPublishFailures(t *testing.T) {
 		stores := catalog.NewStore[block.PubSub](block.KindPubSub)
 		target := &call.Target{}
 		target.SetChain(&call.Chain{Retry: func(c *call.Call, err error) (time.Duration, bool) { return 0, c.Attempt < 3 }})
-		stores.Put(&catalog.Handle[block.PubSub]{Info: catalog.Info{Name: "ps"}, Component: b, Target: target})
+		stores.Put(catalog.NewHandle[block.PubSub](catalog.Info{Name: "ps"}, b, target))
 		s := pubsub.New(stores, shop, pubsub.Options{})
 		failed, err := s.BulkPublish(t.Context(), pubsub.BulkRequest{PubSub: "ps", Topic: "t", Entries: entries("a", "b", "c")})
 		wantFault(t, err, fault.Unavailable, "", "c down")
@@ -362,7 +362,7 @@ func TestBulkPublishFailures(t *testing.T) {
 		stores := catalog.NewStore[block.PubSub](block.KindPubSub)
 		target := &call.Target{}
 		target.SetChain(&call.Chain{Layers: []call.Layer{refusal{}}})
-		stores.Put(&catalog.Handle[block.PubSub]{Info: catalog.Info{Name: "ps"}, Component: newBroker(), Target: target})
+		stores.Put(catalog.NewHandle[block.PubSub](catalog.Info{Name: "ps"}, newBroker(), target))
 		failed, err := pubsub.New(stores, shop, pubsub.Options{}).BulkPublish(t.Context(), pubsub.BulkRequest{PubSub: "ps", Topic: "t", Entries: entries("a", "b")})
 		if len(failed) != 2 || !errors.Is(failed[1].Err, errRefused) || !errors.Is(err, errRefused) {
 			t.Errorf("failed = %v, %v", failed, err)

@@ -56,7 +56,7 @@ func readRules(h *catalog.Handle[block.PubSub]) *rules {
 		subscribe: scopes(h.Raw["subscriptionscopes"]),
 		group:     h.Raw["consumerid"],
 	}
-	_, r.ownTTL = any(h.Component).(block.PubSubTTL)
+	r.ownTTL = catalog.Able[block.PubSubTTL](h)
 	return r
 }
 

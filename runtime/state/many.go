@@ -1,7 +1,9 @@
 package state
 
 import (
+	"bytes"
 	"context"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,9 +53,21 @@ func (s *Service) GetMany(ctx context.Context, store string, keys []string, opts
 	for i := range results {
 		results[i].Err = errUnread
 	}
-	desc := call.Desc{Op: "bulkGet", Resource: keys[0], Safety: call.Safe}
-	_, err = call.Do(ctx, h.Target, desc, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, readAll(ctx, h, full, opts.read(), parallelism, results)
+	err = s.apart(h, "bulkGet", len(keys), func(i int) string { return keys[i] }, func(desc call.Desc, some []int) error {
+		desc.Safety = call.Safe
+		part, mine := full, results
+		if some != nil {
+			part, mine = pickOf(full, some), pickOf(results, some)
+		}
+		_, err := catalog.Do(ctx, h, desc, func(ctx context.Context, store block.State) (struct{}, error) {
+			return struct{}{}, readAll(ctx, h.Name, store, part, opts.read(), parallelism, mine)
+		}, nil)
+		for i, at := range some {
+			if results[at] = mine[i]; results[at].Err == errUnread {
+				results[at].Err = err // the other stores have answered
+			}
+		}
+		return err
 	})
 	s.record(store, "bulk_get", start, err)
 	for i := range results {
@@ -65,16 +79,46 @@ func (s *Service) GetMany(ctx context.Context, store string, keys []string, opts
 	return results, nil
 }
 
+// apart runs do once for all items of a request, or, where policy splits the store by key, once
+// for the items of each part (their indexes in some), and returns the first error. A request of
+// one item has nothing to split.
+func (s *Service) apart(h *catalog.Handle[block.State], op string, n int, key func(int) string, do func(desc call.Desc, some []int) error) error {
+	desc := s.desc(op, key(0), call.Idempotent)
+	parts := catalog.Parts(h, desc, n, key)
+	if len(parts) < 2 {
+		return do(desc, nil)
+	}
+	errs := make([]error, len(parts))
+	each(len(parts), 0, func(i int) {
+		errs[i] = do(s.desc(op, key(parts[i][0]), call.Idempotent), parts[i])
+	})
+	var first error
+	for _, err := range errs {
+		if first == nil || (!isEtag(first) && isEtag(err)) {
+			first = err
+		}
+	}
+	return first
+}
+
+func pickOf[T any](all []T, some []int) []T {
+	out := make([]T, len(some))
+	for i, at := range some {
+		out[i] = all[at]
+	}
+	return out
+}
+
 // readAll fills results and returns the first error among them, for the policy to judge. A
 // repeated attempt reads only what is not read yet.
-func readAll(ctx context.Context, h *catalog.Handle[block.State], full []string, opts block.StateRead, parallelism int, results []Result) error {
-	if b, ok := h.Component.(block.StateBatch); ok {
+func readAll(ctx context.Context, name string, store block.State, full []string, opts block.StateRead, parallelism int, results []Result) error {
+	if b, ok := store.(block.StateBatch); ok {
 		items, err := b.GetMany(ctx, full, opts)
 		if err != nil {
 			return err
 		}
 		if len(items) != len(full) {
-			return fault.New("state.GetMany", fault.Internal, "state store %s answered %d items to %d keys", h.Name, len(items), len(full))
+			return fault.New("state.GetMany", fault.Internal, "state store %s answered %d items to %d keys", name, len(items), len(full))
 		}
 		for i := range results {
 			results[i] = Result{StateItem: items[i]}
@@ -83,7 +127,7 @@ func readAll(ctx context.Context, h *catalog.Handle[block.State], full []string,
 	}
 	each(len(full), parallelism, func(i int) {
 		if r := &results[i]; r.Err != nil {
-			r.StateItem, r.Err = h.Component.Get(ctx, full[i], opts)
+			r.StateItem, r.Err = store.Get(ctx, full[i], opts)
 		}
 	})
 	for i := range results {
@@ -118,10 +162,14 @@ func (s *Service) Set(ctx context.Context, store string, items []Item) error {
 		return nil
 	}
 	start := time.Now()
-	desc := call.Desc{Op: "set", Resource: items[0].Key, Safety: safety(conditional)}
-	err = writeMany(ctx, h.Target, desc, ws, func(w *block.StateWrite) string { return w.Key },
-		func(ctx context.Context, w *block.StateWrite) error { return h.Component.Set(ctx, *w) },
-		batchOf(h.Component, block.StateBatch.SetMany))
+	err = s.apart(h, "set", len(ws), func(i int) string { return items[i].Key }, func(desc call.Desc, some []int) error {
+		desc.Safety = safety(conditional)
+		part := ws
+		if some != nil {
+			part = pickOf(ws, some)
+		}
+		return writeMany(ctx, h, desc, part, &setting)
+	})
 	s.record(store, "set", start, err)
 	return err
 }
@@ -144,32 +192,50 @@ func (s *Service) DeleteMany(ctx context.Context, store string, items []Item) er
 		return nil
 	}
 	start := time.Now()
-	desc := call.Desc{Op: "bulkDelete", Resource: items[0].Key, Safety: safety(conditional)}
-	err = writeMany(ctx, h.Target, desc, ds, func(d *block.StateDelete) string { return d.Key },
-		func(ctx context.Context, d *block.StateDelete) error { return h.Component.Delete(ctx, *d) },
-		batchOf(h.Component, block.StateBatch.DeleteMany))
+	err = s.apart(h, "bulkDelete", len(ds), func(i int) string { return items[i].Key }, func(desc call.Desc, some []int) error {
+		desc.Safety = safety(conditional)
+		part := ds
+		if some != nil {
+			part = pickOf(ds, some)
+		}
+		return writeMany(ctx, h, desc, part, &removing)
+	})
 	s.record(store, "bulk_delete", start, err)
 	return err
 }
 
-// batchOf binds a batch method of the store; nil when the store has none.
-func batchOf[T any](store block.State, method func(block.StateBatch, context.Context, []T) []error) func(context.Context, []T) []error {
-	b, ok := store.(block.StateBatch)
-	if !ok {
-		return nil
-	}
-	return func(ctx context.Context, ts []T) []error { return method(b, ctx, ts) }
+// writing is how items of one kind are written to a store.
+type writing[T any] struct {
+	key    func(*T) string
+	one    func(context.Context, block.State, *T) error
+	batch  func(block.StateBatch, context.Context, []T) []error
+	shadow func(T) T // a copy that outlives the request, for a store with versions of its own
+}
+
+var setting = writing[block.StateWrite]{
+	key:   func(w *block.StateWrite) string { return w.Key },
+	one:   func(ctx context.Context, s block.State, w *block.StateWrite) error { return s.Set(ctx, *w) },
+	batch: block.StateBatch.SetMany,
+	shadow: func(w block.StateWrite) block.StateWrite {
+		return block.StateWrite{Key: strings.Clone(w.Key), Value: bytes.Clone(w.Value), Strong: w.Strong, TTL: w.TTL}
+	},
+}
+
+var removing = writing[block.StateDelete]{
+	key:    func(d *block.StateDelete) string { return d.Key },
+	one:    func(ctx context.Context, s block.State, d *block.StateDelete) error { return s.Delete(ctx, *d) },
+	batch:  block.StateBatch.DeleteMany,
+	shadow: func(d block.StateDelete) block.StateDelete { return block.StateDelete{Key: strings.Clone(d.Key)} },
 }
 
 // writeMany runs writes or removals as one call. An attempt after the first repeats only the
 // items that failed for another reason than their etag: those would fail again, and items
 // already written must not be written twice.
-func writeMany[T any](ctx context.Context, t *call.Target, desc call.Desc, all []T, key func(*T) string,
-	one func(context.Context, *T) error, batch func(context.Context, []T) []error) error {
+func writeMany[T any](ctx context.Context, h *catalog.Handle[block.State], desc call.Desc, all []T, how *writing[T]) error {
 	pending := all
 	var refused error // first etag error of any attempt
-	_, err := call.Do(ctx, t, desc, func(ctx context.Context) (struct{}, error) {
-		errs := attempt(ctx, pending, key, one, batch)
+	_, err := catalog.Do(ctx, h, desc, func(ctx context.Context, store block.State) (struct{}, error) {
+		errs := attempt(ctx, store, pending, how)
 		left, first := []T(nil), error(nil)
 		for i, err := range errs {
 			switch {
@@ -190,6 +256,14 @@ func writeMany[T any](ctx context.Context, t *call.Target, desc call.Desc, all [
 			first = refused
 		}
 		return struct{}{}, first
+	}, func() func(context.Context, block.State) error {
+		copies := make([]T, len(all))
+		for i := range all {
+			copies[i] = how.shadow(all[i])
+		}
+		return func(ctx context.Context, store block.State) error {
+			return firstOf(attempt(ctx, store, copies, how))
+		}
 	})
 	if err != nil && refused != nil {
 		return refused
@@ -197,31 +271,39 @@ func writeMany[T any](ctx context.Context, t *call.Target, desc call.Desc, all [
 	return err
 }
 
+func firstOf(errs []error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // attempt returns nil when all succeeded, else one error or nil per item.
-func attempt[T any](ctx context.Context, items []T, key func(*T) string,
-	one func(context.Context, *T) error, batch func(context.Context, []T) []error) []error {
+func attempt[T any](ctx context.Context, store block.State, items []T, how *writing[T]) []error {
 	switch len(items) {
 	case 0:
 		return nil // what is left of an earlier attempt has only etag errors
 	case 1:
-		if err := one(ctx, &items[0]); err != nil {
+		if err := how.one(ctx, store, &items[0]); err != nil {
 			return []error{err}
 		}
 		return nil
 	}
-	if batch != nil {
-		errs := batch(ctx, items)
+	if b, ok := store.(block.StateBatch); ok {
+		errs := how.batch(b, ctx, items)
 		if errs != nil && len(errs) != len(items) {
 			return broken(len(items), len(errs))
 		}
 		return errs
 	}
 	parallelism := maxParallel
-	if repeats(items, key) {
+	if repeats(items, how.key) {
 		parallelism = 1 // two writes of one key happen in the order they were given
 	}
 	errs := make([]error, len(items))
-	each(len(items), parallelism, func(i int) { errs[i] = one(ctx, &items[i]) })
+	each(len(items), parallelism, func(i int) { errs[i] = how.one(ctx, store, &items[i]) })
 	return errs
 }
 

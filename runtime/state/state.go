@@ -35,6 +35,7 @@ package state
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/mecha-project/mecha/components/block"
@@ -61,12 +62,13 @@ type Recorder interface {
 type Service struct {
 	stores *catalog.Store[block.State]
 	self   identity.Self
+	caller call.Caller
 	rec    Recorder
 }
 
 // New makes the service. rec may be nil.
 func New(stores *catalog.Store[block.State], self identity.Self, rec Recorder) *Service {
-	return &Service{stores: stores, self: self, rec: rec}
+	return &Service{stores: stores, self: self, rec: rec, caller: call.Caller{App: self.App, Namespace: self.Namespace, Proven: true}}
 }
 
 // ReadOptions are options of a read. Consistency "strong" asks the store for a read that sees
@@ -98,13 +100,30 @@ func (s *Service) Get(ctx context.Context, store, key string, opts ReadOptions) 
 		return block.StateItem{}, err
 	}
 	start := time.Now()
-	desc := call.Desc{Op: "get", Resource: key, Safety: call.Safe}
-	item, err := call.Do(ctx, h.Target, desc, func(ctx context.Context) (block.StateItem, error) {
-		return h.Component.Get(ctx, full, opts.read())
-	})
+	desc := s.desc("get", key, call.Safe)
+	item, err := catalog.Read(ctx, h, desc, question{full, opts.read()}, &reading)
 	s.record(store, "get", start, err)
 	item.Key = key
 	return item, err
+}
+
+// question is what a read needs; reading is how it is done.
+type question struct {
+	key  string
+	opts block.StateRead
+}
+
+var reading = catalog.Reading[block.State, question, block.StateItem]{
+	Fn: func(ctx context.Context, store block.State, l question) (block.StateItem, error) {
+		return store.Get(ctx, l.key, l.opts)
+	},
+	Keep: func(l question) question { l.key = strings.Clone(l.key); return l },
+	Same: catalog.SameItem,
+}
+
+// desc describes an operation on a key. The key in it is the caller's.
+func (s *Service) desc(op, key string, safety call.Safety) call.Desc {
+	return call.Desc{Op: op, Resource: key, Key: key, Safety: safety, Caller: s.caller}
 }
 
 // Delete removes one key, conditionally when the item has an etag. Value is ignored.
@@ -118,9 +137,14 @@ func (s *Service) Delete(ctx context.Context, store string, item Item) error {
 		return err
 	}
 	start := time.Now()
-	desc := call.Desc{Op: "delete", Resource: item.Key, Safety: safety(d.ETag != "")}
-	_, err = call.Do(ctx, h.Target, desc, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, h.Component.Delete(ctx, d)
+	desc := s.desc("delete", item.Key, safety(d.ETag != ""))
+	_, err = catalog.Do(ctx, h, desc, func(ctx context.Context, store block.State) (struct{}, error) {
+		return struct{}{}, store.Delete(ctx, d)
+	}, func() func(context.Context, block.State) error {
+		key := strings.Clone(d.Key)
+		return func(ctx context.Context, store block.State) error {
+			return store.Delete(ctx, block.StateDelete{Key: key})
+		}
 	})
 	s.record(store, "delete", start, err)
 	return err

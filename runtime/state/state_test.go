@@ -154,7 +154,7 @@ func open(t testing.TB, c block.State, raw map[string]string, chain *call.Chain)
 	stores := catalog.NewStore[block.State](block.KindState)
 	target := &call.Target{Kind: call.State, Name: "st"}
 	target.SetChain(chain)
-	stores.Put(&catalog.Handle[block.State]{Info: catalog.Info{Name: "st", Raw: raw}, Component: c, Target: target})
+	stores.Put(catalog.NewHandle[block.State](catalog.Info{Name: "st", Raw: raw}, c, target))
 	rec := &recorder{}
 	return state.New(stores, shop, rec), rec
 }
@@ -183,8 +183,7 @@ func TestKeyPrefix(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			st := newStore()
 			stores := catalog.NewStore[block.State](block.KindState)
-			stores.Put(&catalog.Handle[block.State]{Target: &call.Target{}, Component: st,
-				Info: catalog.Info{Name: "st", Raw: map[string]string{"keyprefix": c.setting}}})
+			stores.Put(catalog.NewHandle[block.State](catalog.Info{Name: "st", Raw: map[string]string{"keyprefix": c.setting}}, st, &call.Target{}))
 			s := state.New(stores, identity.Self{App: "shop", Namespace: "default", RawNamespace: c.ns}, nil)
 			if err := s.Set(t.Context(), "st", []state.Item{{Key: "k", Value: []byte("v")}}); err != nil {
 				t.Fatal(err)
@@ -520,6 +519,6 @@ func BenchmarkGet(b *testing.B) {
 
 func catalogOf(c block.State) *catalog.Store[block.State] {
 	stores := catalog.NewStore[block.State](block.KindState)
-	stores.Put(&catalog.Handle[block.State]{Info: catalog.Info{Name: "st"}, Component: c, Target: &call.Target{}})
+	stores.Put(catalog.NewHandle[block.State](catalog.Info{Name: "st"}, c, &call.Target{}))
 	return stores
 }

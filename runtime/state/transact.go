@@ -8,6 +8,7 @@ import (
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/call"
+	"github.com/mecha-project/mecha/runtime/catalog"
 )
 
 // Operation is one step of a transaction: an item with "upsert" or "delete".
@@ -31,8 +32,7 @@ func (s *Service) Transact(ctx context.Context, store string, ops []Operation) e
 	if err != nil {
 		return err
 	}
-	tx, ok := h.Component.(block.StateTx)
-	if !ok {
+	if !catalog.Able[block.StateTx](h) {
 		return fault.New("state.Transact", fault.Unsupported, "state store %s doesn't support transactions", store).With(fault.NoTransactions)
 	}
 	if len(ops) == 0 {
@@ -55,15 +55,52 @@ func (s *Service) Transact(ctx context.Context, store string, ops []Operation) e
 			return err
 		}
 	}
-	if limit := tx.MaxOps(); limit > 0 && len(ops) > limit {
-		return fault.New("state.Transact", fault.Invalid, "state store %s", store).
-			With(fault.TooManyOps).Because(&LimitError{Ops: len(ops), Max: limit})
-	}
 	start := time.Now()
-	desc := call.Desc{Op: "transact", Resource: ops[0].Key, Safety: call.Unsafe}
-	_, err = call.Do(ctx, h.Target, desc, func(ctx context.Context) (struct{}, error) {
+	desc := s.desc("transact", ops[0].Key, call.Unsafe)
+	if parts := catalog.Parts(h, desc, len(ops), func(i int) string { return ops[i].Key }); len(parts) > 1 {
+		return fault.New("state.Transact", fault.Invalid, "state store %s is split by key over several stores, and keys %q and %q belong to different ones; a transaction cannot span them",
+			store, ops[parts[0][0]].Key, ops[parts[1][0]].Key)
+	}
+	_, err = catalog.Do(ctx, h, desc, func(ctx context.Context, comp block.State) (struct{}, error) {
+		tx, ok := comp.(block.StateTx)
+		if !ok {
+			return struct{}{}, fault.New("state.Transact", fault.Unsupported, "the state store behind %s doesn't support transactions", store).With(fault.NoTransactions)
+		}
+		if limit := tx.MaxOps(); limit > 0 && len(ops) > limit {
+			return struct{}{}, fault.New("state.Transact", fault.Invalid, "state store %s", store).
+				With(fault.TooManyOps).Because(&LimitError{Ops: len(ops), Max: limit})
+		}
 		return struct{}{}, tx.Transact(ctx, steps)
-	})
+	}, func() func(context.Context, block.State) error { return shadowSteps(steps) })
+	if fault.ReasonOf(err) == fault.TooManyOps {
+		return err // refused before the store: not counted
+	}
 	s.record(store, "transaction", start, err)
 	return err
+}
+
+// shadowSteps copies a transaction for a mirror, whose versions are its own. A store without
+// transactions gets the steps one by one.
+func shadowSteps(steps []block.StateOp) func(context.Context, block.State) error {
+	copies := make([]block.StateOp, len(steps))
+	for i, st := range steps {
+		copies[i] = block.StateOp{Delete: st.Delete, StateWrite: setting.shadow(st.StateWrite)}
+	}
+	return func(ctx context.Context, store block.State) error {
+		if tx, ok := store.(block.StateTx); ok {
+			return tx.Transact(ctx, copies)
+		}
+		for _, op := range copies {
+			var err error
+			if op.Delete {
+				err = store.Delete(ctx, block.StateDelete{Key: op.Key})
+			} else {
+				err = store.Set(ctx, op.StateWrite)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 }
