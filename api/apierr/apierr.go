@@ -8,6 +8,7 @@ package apierr
 
 import (
 	"strconv"
+	"time"
 	"unicode/utf8"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -32,7 +33,13 @@ type Error struct {
 	Resource *Resource
 	Field    *Field
 	Help     string // URL
+	// Rule is the policy that decided this; After is when to try again. Either may be empty.
+	Rule  string
+	After time.Duration
 }
+
+// RuleHeader names the policy that refused a call, in answers over HTTP and gRPC.
+const RuleHeader = "x-mecha-policy"
 
 // Resource is the ResourceInfo detail.
 type Resource struct{ Type, Name, Owner, Description string }

@@ -27,7 +27,7 @@ type row struct {
 // reasons are all there are; a new one has to be put into the table, or be named here.
 var reasons = []fault.Reason{"", fault.NoSuchComponent, fault.NoComponents, fault.IllegalKey, fault.ForbiddenTopic, fault.BadMetadata,
 	fault.BadEnvelope, fault.BadEntries, fault.NotEntries, fault.EventMismatch, fault.NoTransactions, fault.NoQuery, fault.TooManyOps,
-	fault.NoTarget, fault.EmptyName, fault.NoTopic, fault.BadOperation, fault.NoApp, fault.AppUnhealthy, fault.AppUnreachable, fault.PeerAnswered, fault.PolicyRejected}
+	fault.NoTarget, fault.EmptyName, fault.NoTopic, fault.BadOperation, fault.NoApp, fault.AppUnhealthy, fault.AppUnreachable, fault.PeerAnswered, fault.PolicyRejected, fault.PeerRejected, fault.AccessDenied, fault.BreakerOpen}
 
 const lastCode = fault.Lost
 

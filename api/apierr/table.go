@@ -58,6 +58,45 @@ var (
 	stateTransactionsHelp     = "https://docs.dapr.io/reference/components-reference/supported-state-stores/"
 )
 
+// policyRejected is the row of calls that a traffic policy refused. Dapr has no such thing, so
+// the status is what the code means, not what Dapr would make of another error.
+var policyRejected = Row{"ERR_POLICY_REJECTED", 503, codes.Unavailable, PolicyRejected}
+
+// PolicyRejected is the reason in the details of calls that a traffic policy refused.
+const PolicyRejected = "POLICY_REJECTED"
+
+// rejected translates a refusal by policy; nil when err is none.
+func rejected(message string, err error) *Error {
+	switch fault.ReasonOf(err) {
+	case fault.PolicyRejected, fault.PeerRejected:
+	default:
+		return nil
+	}
+	row := policyRejected
+	switch fault.Of(err) {
+	case fault.Exhausted:
+		row.HTTP, row.GRPC = 429, codes.ResourceExhausted
+	case fault.Denied:
+		row.HTTP, row.GRPC = 403, codes.PermissionDenied
+	case fault.Deadline:
+		row.HTTP, row.GRPC = 504, codes.DeadlineExceeded
+	case fault.NotFound:
+		row.HTTP, row.GRPC = 404, codes.NotFound
+	case fault.Conflict:
+		row.HTTP, row.GRPC = 409, codes.Aborted
+	case fault.Invalid:
+		row.HTTP, row.GRPC = 400, codes.InvalidArgument
+	case fault.Canceled:
+		row.HTTP, row.GRPC = 408, codes.Canceled
+	case fault.Internal:
+		row.HTTP, row.GRPC = 500, codes.Internal
+	}
+	return &Error{Row: row, Message: message, Metadata: map[string]string{"policy": fault.RuleOf(err)}, Rule: fault.RuleOf(err), After: fault.AfterOf(err)}
+}
+
+// Rejected is the status of a proxied call that policy refused; nil when it was not.
+func Rejected(err error) *Error { return rejected(err.Error(), err) }
+
 // StateOp names a state operation on the wire.
 type StateOp string
 
@@ -74,6 +113,9 @@ const (
 
 // State translates an error of the state service.
 func State(op StateOp, store, appID string, err error) *Error {
+	if e := rejected(err.Error(), err); e != nil {
+		return e
+	}
 	res := &Resource{Type: "state", Name: store, Owner: appID}
 	switch fault.ReasonOf(err) {
 	case fault.NoComponents:
@@ -107,6 +149,9 @@ func State(op StateOp, store, appID string, err error) *Error {
 
 // Publish translates an error of publishing.
 func Publish(pubsub, topic, appID string, metadata map[string]string, err error) *Error {
+	if e := rejected("error when publish to topic "+topic+" in pubsub "+pubsub+": "+err.Error(), err); e != nil {
+		return e
+	}
 	about := map[string]string{"appID": appID, "error": err.Error(), "topic": topic}
 	switch fault.ReasonOf(err) {
 	case fault.NoComponents, fault.NoSuchComponent:
@@ -136,6 +181,10 @@ func Invoke(target string, err error) *Error {
 	if fault.ReasonOf(err) == fault.NoTarget && target == "" {
 		return NoInvokeTarget.Because("failed getting app id either from the URL path or the header dapr-app-id")
 	}
+	message := "failed to invoke, id: " + target + ", err: " + err.Error()
+	if e := rejected(message, err); e != nil {
+		return e
+	}
 	row := DirectInvoke
 	if fault.Of(err) == fault.Denied {
 		row = DirectInvokeDenied
@@ -146,5 +195,7 @@ func Invoke(target string, err error) *Error {
 	case fault.TooLarge:
 		row.GRPC = codes.ResourceExhausted
 	}
-	return row.Because("failed to invoke, id: " + target + ", err: " + err.Error())
+	e := row.Because(message)
+	e.Rule = fault.RuleOf(err)
+	return e
 }

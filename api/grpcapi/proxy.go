@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/mecha-project/mecha/api/apierr"
 	"github.com/mecha-project/mecha/api/h2"
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/call"
@@ -294,7 +295,13 @@ func (p *proxied) tail(resp *call.Response) codes.Code {
 
 // proxyStatus is the status of a call that never got an answer.
 func proxyStatus(err error) *status.Status {
+	if e := apierr.Rejected(err); e != nil {
+		return e.Status()
+	}
 	code := codes.Unknown
+	if fault.ReasonOf(err) == fault.BreakerOpen {
+		return status.New(code, err.Error()) // as Dapr has it
+	}
 	switch fault.Of(err) {
 	case fault.Invalid:
 		code = codes.Unknown

@@ -9,12 +9,14 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/mecha-project/mecha/api/apierr"
 	"github.com/mecha-project/mecha/api/h2"
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/call"
@@ -307,6 +309,12 @@ func (r *rpc) fail(err error) {
 
 // end ends the call with a status, behind whatever was sent.
 func (r *rpc) end(st *status.Status) {
+	if rule := ruleOf(st); rule != "" {
+		_ = r.SetTrailer(metadata.Pairs(apierr.RuleHeader, rule))
+		if s, ok := r.span.(interface{ SetAttr(key, value string) }); ok {
+			s.SetAttr("mecha.policy.rule", rule)
+		}
+	}
 	r.done(st.Code())
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -319,6 +327,19 @@ func (r *rpc) end(st *status.Status) {
 		_ = r.st.Respond(200, r.header, nil, tail)
 	}
 	r.headSent = true
+}
+
+// ruleOf is the policy that refused a call, by the details of its status.
+func ruleOf(st *status.Status) string {
+	if st.Code() == codes.OK {
+		return ""
+	}
+	for _, d := range st.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetReason() == apierr.PolicyRejected {
+			return info.GetMetadata()["policy"]
+		}
+	}
+	return ""
 }
 
 // Method implements grpc.ServerTransportStream.

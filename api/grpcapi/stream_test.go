@@ -27,7 +27,7 @@ func events(t testing.TB) *pubsub.Service {
 		t.Fatal(err)
 	}
 	store := catalog.NewStore[block.PubSub](block.KindPubSub)
-	store.Put(&catalog.Handle[block.PubSub]{Info: catalog.Info{Name: "p"}, Component: broker, Target: &call.Target{Kind: call.Publish, Name: "p"}})
+	store.Put(catalog.NewHandle[block.PubSub](catalog.Info{Name: "p"}, broker, &call.Target{Kind: call.Publish, Name: "p"}))
 	s := pubsub.New(store, identity.Self{App: "app", Namespace: "default"}, pubsub.Options{})
 	s.Resume()
 	t.Cleanup(func() {

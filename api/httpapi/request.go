@@ -190,7 +190,19 @@ func (r *Request) Fail(e *apierr.Error) {
 	if rec, ok := r.s.o.Observe.(interface{ ErrorCode(string) }); ok {
 		rec.ErrorCode(e.Tag)
 	}
-	r.JSON(e.HTTP, e.JSON())
+	if e.Rule == "" {
+		r.JSON(e.HTTP, e.JSON())
+		return
+	}
+	fields := append(make(call.Fields, 0, 6), jsonType...)
+	fields.Add(apierr.RuleHeader, e.Rule)
+	if e.After > 0 {
+		fields.Add("Retry-After", itoa(int64((e.After+time.Second-1)/time.Second)))
+	}
+	if s, ok := r.span.(interface{ SetAttr(key, value string) }); ok {
+		s.SetAttr("mecha.policy.rule", e.Rule)
+	}
+	r.Respond(e.HTTP, fields, e.JSON())
 }
 
 func itoa(n int64) string { return strconv.FormatInt(n, 10) }

@@ -120,14 +120,14 @@ func appendTrailer(b []byte, fs call.Fields) []byte {
 }
 
 func appendError(b []byte, err error) []byte {
-	var after time.Duration
-	if f, ok := err.(*fault.Error); ok {
-		after = f.After
-	}
 	b = append(b, kindError, byte(fault.Of(err)), byte(fault.SentOf(err)))
-	b = binary.AppendUvarint(b, uint64(after.Milliseconds()))
+	b = binary.AppendUvarint(b, uint64(fault.AfterOf(err).Milliseconds()))
 	b = putString(b, string(fault.ReasonOf(err)))
-	return putString(b, err.Error())
+	b = putString(b, err.Error())
+	if rule := fault.RuleOf(err); rule != "" {
+		b = putString(b, rule)
+	}
+	return b
 }
 
 // reader walks a head. The bytes are copied into one string first, so that every piece of it
@@ -277,11 +277,18 @@ func (r *reader) error() error {
 	code, sent := fault.Code(r.byte()), fault.Sent(r.byte())
 	after := time.Duration(r.uvarint()&0xffffffff) * time.Millisecond
 	reason, msg := fault.Reason(r.string()), r.string()
+	var rule string
+	if !r.bad && len(r.s) > 0 {
+		rule = r.string()
+	}
 	if r.bad || code == fault.OK {
 		return malformed("error")
 	}
-	if reason == "" {
+	switch reason {
+	case "":
 		reason = fault.PeerAnswered
+	case fault.PolicyRejected:
+		reason = fault.PeerRejected // not a policy of ours, so not the last word of our retries
 	}
-	return &fault.Error{Op: "peer", Code: code, Sent: sent, After: after, Reason: reason, Msg: msg}
+	return &fault.Error{Op: "peer", Code: code, Sent: sent, After: after, Reason: reason, Rule: rule, Msg: msg}
 }

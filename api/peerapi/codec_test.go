@@ -124,7 +124,9 @@ func TestErrorsOnTheWire(t *testing.T) {
 			fault.Error{Code: fault.NotReady, Reason: fault.NoApp, Sent: fault.SentNever, Msg: "no app"}},
 		{"error_after", late, fault.Error{Code: fault.Exhausted, Reason: fault.PeerAnswered, Msg: "too fast", After: 1500 * time.Millisecond}},
 		{"error_wrapped", fault.Wrap("outer", fault.Lost, fault.New("op", fault.Denied, "no").With(fault.PolicyRejected).WithSent(fault.SentMaybe)),
-			fault.Error{Code: fault.Lost, Reason: fault.PolicyRejected, Sent: fault.SentMaybe, Msg: "no"}},
+			fault.Error{Code: fault.Lost, Reason: fault.PeerRejected, Sent: fault.SentMaybe, Msg: "no"}},
+		{"error_rule", fault.New("op", fault.Denied, "not you").With(fault.PolicyRejected).WithSent(fault.SentNever).WithRule("shop-only"),
+			fault.Error{Code: fault.Denied, Reason: fault.PeerRejected, Sent: fault.SentNever, Msg: "not you", Rule: "shop-only"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -116,6 +116,9 @@ const (
 	AppUnreachable  Reason = "app_unreachable" // the app's port does not answer
 	PeerAnswered    Reason = "peer_answered"   // the error is what another sidecar said, not a failure to reach it
 	PolicyRejected  Reason = "policy_rejected"
+	PeerRejected    Reason = "peer_rejected" // a policy of the other sidecar
+	AccessDenied    Reason = "access_denied" // by Dapr's access control
+	BreakerOpen     Reason = "breaker_open"  // of a Dapr Resiliency policy
 )
 
 // Error is an error with a code. Fields are read-only once it is returned.

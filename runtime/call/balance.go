@@ -17,9 +17,9 @@ type Endpoints struct{ All []Endpoint }
 // Balancer chooses among the endpoints of a destination.
 type Balancer interface {
 	// Pick chooses one for an attempt at dest, leaving out those in c.Tried() while others are
-	// left. at is its index; ok is false when there is none left to try. The pick counts the
-	// attempt's load and health.
-	Pick(c *Call, dest string, from *Endpoints) (at int, p Pick, ok bool)
+	// left, and those in t.Went() in any case. at is its index; ok is false when there is none
+	// left to try. The pick counts the attempt's load and health.
+	Pick(c *Call, t *Try, dest string, from *Endpoints) (at int, p Pick, ok bool)
 }
 
 // Pick is an endpoint chosen for an attempt.
@@ -27,6 +27,3 @@ type Pick interface {
 	Begin()
 	End(took time.Duration, o Outcome)
 }
-
-// WentTo notes that an attempt goes to an endpoint, which later ones avoid.
-func (c *Call) WentTo(id string) { c.tried = append(c.tried, id) }

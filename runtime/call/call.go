@@ -129,6 +129,8 @@ type Call struct {
 	Attempt int     // attempts begun, 1 in the first
 	Err     error   // of the last attempt
 	Outcome Outcome // of the last attempt
+	// Spent tells whether what the call sends can no longer be sent again; nil: it can.
+	Spent func() bool
 
 	chain    *Chain
 	ctx      context.Context // of the whole call
@@ -136,9 +138,11 @@ type Call struct {
 	final    bool
 	kept     bool // attempts may outlive the call, so it is not used again
 	try      Try  // the attempt in progress
+	last     Status
 	deadline time.Time
-	tried    []string // endpoints earlier attempts went to
-	pinned   string   // the destination a write may have reached, if pin
+	mu       sync.Mutex // guards tried, for attempts that race
+	tried    []string   // endpoints the attempts went to; only appended to
+	pinned   string     // the destination a write may have reached, if pin
 	pin      bool
 }
 
@@ -172,6 +176,8 @@ type Chain struct {
 	// Place tells where a key's calls go when policy divides the target by key; nil when it does
 	// not. It looks at nothing but the key.
 	Place func(key string) string
+	// Replay asks services to keep what a call sends, so that it can be sent again.
+	Replay bool
 	// Answer rewrites the header of an invocation's answer; nil leaves it.
 	Answer func(c *Call, header *Fields)
 	// Request rewrites the header of an invocation; nil leaves it.
@@ -198,8 +204,9 @@ var calls = sync.Pool{New: func() any { return new(Call) }}
 // Otherwise the caller loops over Next, and must call End exactly once.
 func Begin(ctx context.Context, t *Target, d Desc) (*Call, error) {
 	c := calls.Get().(*Call)
-	tried := c.tried[:0]
+	tried, went := c.tried[:0], c.try.went[:0]
 	*c = Call{Desc: d, Target: t, Start: time.Now(), ctx: ctx, chain: t.chain.Load(), tried: tried}
+	c.try.went = went
 	if c.chain == nil {
 		return c, nil
 	}
@@ -260,8 +267,20 @@ func (c *Call) Whole() context.Context { return c.ctx }
 // itself.
 func (c *Call) To() string { return c.try.To }
 
-// Tried are the endpoints that earlier attempts, and this one so far, went to.
-func (c *Call) Tried() []string { return c.tried }
+// Tried are the endpoints that attempts went to so far.
+func (c *Call) Tried() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.tried
+}
+
+// WentTo notes that an attempt goes to an endpoint, which others avoid.
+func (c *Call) WentTo(t *Try, id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tried = append(c.tried, id)
+	t.went = append(t.went, id)
+}
 
 // Try is the attempt in progress.
 func (c *Call) Try() *Try { return &c.try }
@@ -272,7 +291,7 @@ func (c *Call) Try() *Try { return &c.try }
 // After a refusal c.Err says why, and whoever loops ends the call with it.
 func (c *Call) Next() bool {
 	if c.Attempt > 0 {
-		if c.final || c.Outcome == OK || c.chain == nil || c.chain.Retry == nil || c.Streamed {
+		if c.final || c.Outcome == OK || c.chain == nil || c.chain.Retry == nil || c.Streamed || (c.Spent != nil && c.Spent()) {
 			return false
 		}
 		pause, again := c.chain.Retry(c, c.Err)
@@ -302,17 +321,27 @@ func (c *Call) Ended(err error, st Status) {
 // Final forbids further attempts, because the answer has begun to reach the caller.
 func (c *Call) Final() { c.final = true }
 
+// Read tells the status at the end of an answer that was open: a gRPC answer has its own only
+// then.
+func (c *Call) Read(st Status) { c.last = st }
+
 // End closes the call: the layers' Exit run in reverse order and may replace the outcome,
 // which End returns. The Call must not be used afterwards.
 func (c *Call) End(err error) error {
+	if c.try.open || c.try.entered > 0 { // still being read, or left by a panic
+		c.try.open = false
+		c.leave(&c.try, err, c.last)
+	}
 	c.try.cancel()
 	for i := c.depth - 1; i >= 0; i-- {
 		err = c.chain.Layers[i].Exit(c, err)
 	}
 	if !c.kept {
-		tried := c.tried
+		tried, went := c.tried, c.try.went
 		clear(tried)
+		clear(went)
 		*c = Call{tried: tried[:0]}
+		c.try.went = went[:0]
 		calls.Put(c)
 	}
 	return err

@@ -16,7 +16,10 @@ type Hedge func(c *Call) (delay time.Duration, more int, ok bool)
 // are given to drop. keep may be nil when arg borrows nothing that ends with the call, drop
 // when results need no closing. The last error is in c.Err, an answer's status in c.Outcome.
 //
-// fn must not use c: a hedge may outlive it.
+// A panic of fn is the caller's, who must End the call; in a race it becomes an error.
+//
+// fn may read what does not change in c, through Policy and its Desc: a hedge may outlive the
+// call's other attempts.
 func Run[A, T any](c *Call, arg A, keep func(A) A, drop func(T), fn func(context.Context, *Try, A) (T, Status, error)) (T, error) {
 	var out T
 	for c.Next() {
@@ -33,7 +36,7 @@ func Run[A, T any](c *Call, arg A, keep func(A) A, drop func(T), fn func(context
 		}
 		var st Status
 		var err error
-		out, st, err = attempted(c.Context(), &c.try, arg, fn)
+		out, st, err = fn(c.Context(), &c.try, arg)
 		c.Ended(err, st)
 	}
 	return out, c.Err
@@ -80,6 +83,7 @@ func race[A, T any](c *Call, arg A, drop func(T), fn func(context.Context, *Try,
 		}()
 	}
 	first := c.try // moved out of the call, which goes on
+	first.went = nil
 	start(&first)
 	c.try = Try{}
 	timer := time.NewTimer(delay)

@@ -107,6 +107,9 @@ type Request struct {
 	// request has no body.
 	Upgrade string
 
+	// Shadow marks a mirror's copy of another request.
+	Shadow bool
+
 	// Inform, if set, receives interim (1xx) responses other than 100 and 101. It is called
 	// before the final response is returned, from the goroutine that reads the response.
 	Inform func(status int, header Fields)

@@ -50,6 +50,9 @@ type Status struct {
 	HTTP int    // 100–599; 0: not an HTTP answer
 	GRPC uint32 // meaningful if Code
 	Code bool   // GRPC is set
+	// Open says that the answer has begun well and is still to be read: the attempt ends with
+	// the call, and what it holds is held until then.
+	Open bool
 }
 
 // HTTPStatus is an HTTP answer's.
@@ -73,7 +76,7 @@ func OutcomeOf(err error, st Status) Outcome {
 
 func ofError(err error) Outcome {
 	switch code, reason := fault.Of(err), fault.ReasonOf(err); {
-	case reason == fault.PolicyRejected:
+	case reason == fault.PolicyRejected, reason == fault.AccessDenied, reason == fault.BreakerOpen:
 		return Rejected
 	case code == fault.Canceled:
 		return Canceled
@@ -85,6 +88,8 @@ func ofError(err error) Outcome {
 		return NotFound
 	case code == fault.Conflict, code == fault.Exists:
 		return Conflict
+	case code == fault.Unavailable && reason == fault.PeerRejected:
+		return Unavailable
 	case code == fault.Unavailable, code == fault.NotReady:
 		switch fault.SentOf(err) {
 		case fault.SentNever:

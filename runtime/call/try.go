@@ -20,8 +20,8 @@ type Step interface {
 
 // Token is what a step remembers of one attempt.
 type Token struct {
-	P any // a pointer, so that it costs no allocation
-	N uint64
+	P, Q any // pointers, so that they cost no allocation
+	N    uint64
 }
 
 // Try is one attempt of a call. Steps fill it in on the way in and read it on the way out.
@@ -33,6 +33,8 @@ type Try struct {
 	Subset Labels
 	// PerTry bounds the attempt from here on; 0 means only the call's deadline does.
 	PerTry time.Duration
+	// N counts the attempts, 1 in the first; a hedge has the number of the one beside it.
+	N int
 	// Extra marks a hedge, which runs beside the attempt it may replace.
 	Extra bool
 
@@ -47,6 +49,8 @@ type Try struct {
 	tokens  [MaxSteps]Token
 	timer   *deadline
 	pick    Pick
+	went    []string
+	open    bool               // the answer is being read
 	stop    context.CancelFunc // of a racing attempt's context
 }
 
@@ -74,6 +78,9 @@ func (t *Try) Picked(p Pick) {
 	t.Start = time.Now()
 }
 
+// Went are the endpoints this attempt went to, the last one last.
+func (t *Try) Went() []string { return t.went }
+
 func (t *Try) unpick(o Outcome) {
 	if t.pick != nil {
 		t.pick.End(time.Since(t.Start), o)
@@ -84,7 +91,7 @@ func (t *Try) unpick(o Outcome) {
 // enter makes an attempt pass the steps. On a refusal it leaves those entered.
 func (c *Call) enter(t *Try) bool {
 	t.cancel()
-	*t = Try{chain: c.chain, Ctx: c.ctx, Extra: t.Extra}
+	*t = Try{chain: c.chain, Ctx: c.ctx, Extra: t.Extra, N: c.Attempt, went: t.went[:0]}
 	if c.chain == nil {
 		return true
 	}
@@ -127,6 +134,10 @@ func (c *Call) leave(t *Try, err error, st Status) {
 	}
 	t.Outcome = OutcomeOf(err, st)
 	if t.chain == nil {
+		return
+	}
+	if st.Open && t.Outcome == OK {
+		t.open = true
 		return
 	}
 	if t.entered > 0 {

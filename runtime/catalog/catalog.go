@@ -157,3 +157,15 @@ func (h *Handle[T]) close(ctx context.Context) error {
 	}
 	return c.Close(ctx)
 }
+
+// Ping asks a component's server whether it answers.
+func (s *Store[T]) Ping(ctx context.Context, name string) error {
+	h, err := s.Lookup(name)
+	if err != nil {
+		return err
+	}
+	if c, ok := any(h.component).(block.Component); ok && !h.away {
+		return c.Ping(ctx)
+	}
+	return nil
+}

@@ -129,8 +129,8 @@ func newKit(t testing.TB) *kit {
 		Env: func(component string, log *slog.Logger) block.Env {
 			return block.Env{Log: log, AppID: "app", Component: component}
 		},
-		Chain: func(t *call.Target) *call.Chain {
-			return &call.Chain{Retry: func(*call.Call, error) (time.Duration, bool) { return 0, false }}
+		Govern: func(t *call.Target) {
+			t.SetChain(&call.Chain{Retry: func(*call.Call, error) (time.Duration, bool) { return 0, false }})
 		}})
 	return k
 }

@@ -38,7 +38,7 @@ type Catalog struct {
 
 	backends *block.Set
 	env      func(component string, log *slog.Logger) block.Env
-	chain    func(*call.Target) *call.Chain
+	govern   func(*call.Target)
 	log      *slog.Logger
 }
 
@@ -46,7 +46,7 @@ type Catalog struct {
 type Options struct {
 	Backends *block.Set
 	Env      func(component string, log *slog.Logger) block.Env
-	Chain    func(*call.Target) *call.Chain // policy of calls to a component
+	Govern   func(*call.Target) // puts calls to a component under policy
 	Log      *slog.Logger
 	// Namespace is the sidecar's.
 	Namespace string
@@ -55,7 +55,7 @@ type Options struct {
 // New makes an empty catalog.
 func New(o Options) *Catalog {
 	return &Catalog{State: NewStore[block.State](block.KindState), PubSub: NewStore[block.PubSub](block.KindPubSub),
-		backends: o.Backends, env: o.Env, chain: o.Chain, log: o.Log}
+		backends: o.Backends, env: o.Env, govern: o.Govern, log: o.Log}
 }
 
 // Opened is a component that was built but may not have met its server yet.
@@ -134,7 +134,7 @@ func (c *Catalog) place(info Info, comp block.Component) func() {
 
 func (c *Catalog) target(kind call.Kind, name string) *call.Target {
 	t := &call.Target{Kind: kind, Direction: call.Outbound, Name: name}
-	t.SetChain(c.chain(t))
+	c.govern(t)
 	return t
 }
 
@@ -173,10 +173,14 @@ func (c *Catalog) Withdraw(ctx context.Context, name string) {
 func (c *Catalog) Infos() []Info {
 	var out []Info
 	for _, h := range c.PubSub.List() {
-		out = append(out, h.Info)
+		if !h.Away() {
+			out = append(out, h.Info)
+		}
 	}
 	for _, h := range c.State.List() {
-		out = append(out, h.Info)
+		if !h.Away() {
+			out = append(out, h.Info)
+		}
 	}
 	return out
 }

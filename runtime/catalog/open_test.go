@@ -130,7 +130,7 @@ func TestAComponentIsPlacedByItsDeclaration(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := catalog.New(catalog.Options{Backends: set, Log: slog.New(slog.DiscardHandler), Env: func(string, *slog.Logger) block.Env { return block.Env{} },
-		Chain: func(*call.Target) *call.Chain { return nil }})
+		Govern: func(*call.Target) {}})
 	for _, typ := range []string{"pubsub.both", "state.both"} {
 		o, err := c.Open(catalog.Spec{Name: typ, Type: typ})
 		if err != nil {

@@ -29,6 +29,7 @@ import (
 	"github.com/mecha-project/mecha/runtime/identity"
 	"github.com/mecha-project/mecha/runtime/invoke"
 	"github.com/mecha-project/mecha/runtime/policy"
+	"github.com/mecha-project/mecha/runtime/policy/file"
 	"github.com/mecha-project/mecha/runtime/pubsub"
 	"github.com/mecha-project/mecha/runtime/settings"
 	"github.com/mecha-project/mecha/runtime/state"
@@ -121,12 +122,15 @@ type Sidecar struct {
 	self     identity.Self
 	about    *about.Sidecar
 	catalog  *catalog.Catalog
+	policy   *policy.Engine
+	away     []file.Away // names that exist in policy only; written by settle, then by its watcher
 	registry block.Registry
 	app      *app.App
 	appSide  AppSide
 	services *Services
 	servers  []Server
 	edges    sync.WaitGroup
+	watching sync.WaitGroup     // for changes of policy
 	cut      context.CancelFunc // breaks what the edges still serve
 	lost     chan error         // an edge that ended by itself
 	ending   atomic.Bool        // told to end: subscriptions stay stopped
@@ -164,6 +168,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 		rest()
 		<-background
+		h.watching.Wait()
 	} else if ctx.Err() != nil {
 		err = nil // told to end while it still waited for a port
 	}
@@ -218,8 +223,11 @@ func (h *Sidecar) start(ctx context.Context) (err error) {
 	if err := h.openApp(); err != nil {
 		return err
 	}
+	if err := h.openPolicy(); err != nil {
+		return err
+	}
 	h.catalog = catalog.New(catalog.Options{Backends: h.o.Backends, Namespace: h.self.Namespace, Log: telemetry.Scope(h.log, "dapr.contrib"),
-		Chain: func(t *call.Target) *call.Chain { return policy.Outbound(policy.Snapshot{}, t) },
+		Govern: h.policy.Govern,
 		Env: func(component string, log *slog.Logger) block.Env {
 			return block.Env{Log: log, AppID: h.self.App, Namespace: h.self.Namespace, Component: component, DataDir: h.s.DataDir}
 		}})
@@ -260,8 +268,6 @@ func (h *Sidecar) openApp() (err error) {
 }
 
 func (h *Sidecar) buildServices(l Listeners) error {
-	chainOut := func(t *call.Target) *call.Chain { return policy.Outbound(policy.Snapshot{}, t) }
-	chainIn := func(t *call.Target) *call.Chain { return policy.Inbound(policy.Snapshot{}, t) }
 	hostName, _ := os.Hostname()
 	endpoints, err := h.endpoints()
 	if err != nil {
@@ -269,11 +275,11 @@ func (h *Sidecar) buildServices(l Listeners) error {
 	}
 	inv := invoke.New(invoke.Options{Self: h.self, HostIP: h.s.HostAddress(), HostName: hostName, Local: h.app,
 		Peers: h.o.Edges.Peers(), External: h.o.Edges.External(), Registry: h.registry, Endpoints: endpoints,
-		Record: invokeRecorder{h.o.Metrics}, Tracing: h.o.Tracing, Log: h.log, ChainOut: chainOut, ChainIn: chainIn})
+		Record: invokeRecorder{h.o.Metrics}, Tracing: h.o.Tracing, Log: h.log, Govern: h.policy.Govern})
 	ps := pubsub.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.subscription"), Recorder: h.o.Metrics, Tracing: h.o.Tracing,
 		Inbound: func(component string) *call.Target {
 			t := &call.Target{Kind: call.Deliver, Direction: call.Inbound, Name: component, Namespace: h.self.Namespace}
-			t.SetChain(chainIn(t))
+			h.policy.Govern(t)
 			return t
 		}}
 	ps.Namespaced = h.namespaced
@@ -290,6 +296,8 @@ func (h *Sidecar) settle(ctx context.Context, began time.Time) error {
 	if err := h.loadComponents(ctx); err != nil {
 		return err
 	}
+	h.placeAway()
+	h.watching.Go(func() { h.watchPolicy(ctx) })
 	h.about.SetOutbound(true)
 	if err := h.findApp(ctx); err != nil {
 		return nil // ctx ended while waiting
@@ -397,6 +405,7 @@ func (h *Sidecar) closeAll(ctx context.Context) {
 		h.services.Invoke.Close()
 	}
 	h.o.Edges.Close(ctx)
+	h.closePolicy()
 	if h.app != nil {
 		h.app.Close()
 	}

@@ -64,7 +64,7 @@ type Span interface {
 	End(status int, err error)
 }
 
-// Options make a Service. Self and ChainOut/ChainIn are required.
+// Options make a Service. Self is required.
 type Options struct {
 	Self      identity.Self
 	HostIP    string // for the forwarded headers
@@ -77,8 +77,8 @@ type Options struct {
 	Record    Recorder // may be nil
 	Tracing   Tracing  // may be nil
 	Log       *slog.Logger
-	// ChainOut and ChainIn compile the policy of a target.
-	ChainOut, ChainIn func(*call.Target) *call.Chain
+	// Govern puts a target under policy; nil leaves it without.
+	Govern func(*call.Target)
 }
 
 // Service is the runtime half of service invocation. It is safe for concurrent use.
@@ -89,6 +89,8 @@ type Service struct {
 	endpoints map[string]*destination
 	self      *destination
 	inbound   *call.Target
+	caller    call.Caller // the own app
+	urls      urls
 }
 
 // destination is a place calls go to, with its policy.
@@ -100,11 +102,15 @@ type destination struct {
 
 // New makes the service. Close ends the watches it starts.
 func New(o Options) *Service {
+	if o.Govern == nil {
+		o.Govern = func(*call.Target) {}
+	}
 	s := &Service{o: o, stamp: newStamps(o), endpoints: map[string]*destination{}}
+	s.caller = call.Caller{App: o.Self.App, Namespace: o.Self.Namespace, Proven: true}
 	s.self = &destination{target: &call.Target{Kind: call.App, Direction: call.Outbound, Name: o.Self.App, Namespace: o.Self.Namespace}}
-	s.self.target.SetChain(o.ChainOut(s.self.target))
+	o.Govern(s.self.target)
 	s.inbound = &call.Target{Kind: call.App, Direction: call.Inbound, Name: o.Self.App, Namespace: o.Self.Namespace}
-	s.inbound.SetChain(o.ChainIn(s.inbound))
+	o.Govern(s.inbound)
 	s.resolver = newResolver(o.Registry, o.Log)
 	for i := range o.Endpoints {
 		e := o.Endpoints[i]
@@ -124,28 +130,50 @@ func (s *Service) Invoke(ctx context.Context, req *call.Request, out call.Respon
 	if err != nil {
 		return err
 	}
-	c, err := call.Begin(ctx, d.target, call.Desc{Op: opOf(req), Resource: req.Path, Safety: safetyOf(req), Streamed: req.Streamed(), Attrs: &req.Header})
+	c, err := call.Begin(ctx, d.target, s.describe(req, s.caller))
 	if err != nil {
 		return err
 	}
 	open := true
 	defer func() { endPanicked(c, open) }()
-	var resp *call.Response
-	for c.Next() {
-		resp, err = s.attempt(c, d, req)
-		c.Done(err)
+	l := leg{s: s, c: c, d: d, req: req}
+	if p := c.Policy(); p.Replay && req.Stream != nil {
+		l.keepBody()
+		defer l.body.done()
 	}
+	if m := c.Policy().Mirror; m != nil {
+		s.mirror(c, m, req)
+	}
+	resp, err := call.Run(c, l, leg.keep, drop, attempt)
 	if err != nil {
-		if n := c.Attempt - 1; n > 0 {
+		if n := c.Attempt - 1; n > 0 && c.Outcome != call.Rejected {
 			err = fault.New("invoke.Invoke", fault.Of(err), "failed to invoke target %s after %d retries. Error", req.Target, n).Because(err)
 		}
 		open = false
 		return c.End(err)
 	}
-	c.Final()
-	err = respond(c.Context(), out, resp)
+	err = s.answer(c, req, out, resp)
 	open = false
 	return c.End(err)
+}
+
+// answer hands the answer of a call to whoever waits for it, and tells the call how it ended.
+func (s *Service) answer(c *call.Call, req *call.Request, out call.Responder, resp *call.Response) error {
+	c.Final()
+	if rewrite := c.Policy().Answer; rewrite != nil {
+		rewrite(c, &resp.Header)
+	}
+	streamed, trailer := resp.Stream != nil, resp.Trailer
+	err := respond(c.Context(), out, resp)
+	if err == nil && streamed && req.Protocol == call.GRPC && trailer != nil {
+		c.Read(grpcStatus(trailer()))
+	}
+	return err
+}
+
+// describe is what policies see of a request.
+func (s *Service) describe(req *call.Request, caller call.Caller) call.Desc {
+	return call.Desc{Op: opOf(req), Resource: req.Path, Safety: safetyOf(req), Streamed: req.Streamed(), Shadow: req.Shadow, Attrs: &req.Header, Caller: caller}
 }
 
 // endPanicked ends a call that is still open when its function is left, which only a panic
@@ -205,29 +233,37 @@ func cleanPath(req *call.Request) error {
 
 // toApp gives an arrived call to the app and its answer to out.
 func (s *Service) toApp(ctx context.Context, req *call.Request, caller string, out call.Responder) (status int, err error) {
-	c, err := call.Begin(ctx, s.inbound, call.Desc{Op: opOf(req), Resource: req.Path, Safety: safetyOf(req), Streamed: req.Streamed(), Attrs: &req.Header})
+	c, err := call.Begin(ctx, s.inbound, s.describe(req, call.Caller{App: caller}))
 	if err != nil {
 		return 0, err
 	}
 	open := true
 	defer func() { endPanicked(c, open) }()
-	var resp *call.Response
-	for c.Next() {
-		resp, err = s.o.Local.Invoke(c.Context(), req)
-		c.Done(err)
-	}
+	resp, err := s.ownApp(c, req)
 	if err != nil {
 		open = false
 		return 0, c.End(err)
 	}
-	c.Final()
 	status = resp.Status
 	if s.o.Record != nil {
 		s.o.Record.InvokeResSent(caller, status)
 	}
-	err = respond(c.Context(), out, resp)
+	err = s.answer(c, req, out, resp)
 	open = false
 	return status, c.End(err)
+}
+
+// ownApp makes the one attempt of a call that has arrived at the app.
+func (s *Service) ownApp(c *call.Call, req *call.Request) (resp *call.Response, err error) {
+	for c.Next() {
+		if rewrite := c.Policy().Request; rewrite != nil {
+			rewrite(c, &req.Header)
+		}
+		resp, err = s.o.Local.Invoke(c.Context(), req)
+		c.Ended(err, statusOf(req, resp, err))
+		c.Final()
+	}
+	return resp, c.Err
 }
 
 // mine refuses calls meant for somebody else: a stale registry entry, or a port that another
@@ -269,79 +305,10 @@ func IsURL(target string) bool {
 	return strings.HasPrefix(target, "http://") || strings.HasPrefix(target, "https://")
 }
 
-// urlDestination makes a destination for a bare URL. It is not cached: callers can write any
-// number of different URLs.
-func (s *Service) urlDestination(base string) *destination {
-	return &destination{target: s.outTarget(base, ""), endpoint: &Endpoint{BaseURL: base}}
-}
-
 func (s *Service) outTarget(name, ns string) *call.Target {
 	t := &call.Target{Kind: call.Service, Direction: call.Outbound, Name: name, Namespace: ns}
-	t.SetChain(s.o.ChainOut(t))
+	s.o.Govern(t)
 	return t
-}
-
-// attempt makes one try at the destination.
-func (s *Service) attempt(c *call.Call, d *destination, req *call.Request) (*call.Response, error) {
-	ctx := c.Context()
-	switch {
-	case d.endpoint != nil:
-		s.stamp.clear(&req.Header)
-		return s.o.External.Invoke(ctx, *d.endpoint, req)
-	case d.names == nil:
-		s.stamp.local(req, d.target.Name)
-		return s.o.Local.Invoke(ctx, req)
-	}
-	s.stamp.remote(req, d.target.Name, c.Attempt == 1)
-	return s.remote(ctx, d, req)
-}
-
-// remote calls one of the peers of a name. An instance that certainly did not get the request
-// costs nothing: the next one is tried at once, each at most once per attempt. A streamed body
-// that somebody began to read cannot be offered again.
-func (s *Service) remote(ctx context.Context, d *destination, req *call.Request) (*call.Response, error) {
-	var body *touched
-	if req.Stream != nil {
-		body = &touched{ReadCloser: req.Stream}
-		req.Stream = body
-	}
-	var tried []string
-	refreshed := false
-	var last error
-	for {
-		to, ok := d.names.pick(tried)
-		if !ok && !refreshed {
-			refreshed = true
-			if err := s.resolver.refresh(ctx, d.names); err != nil && last == nil {
-				last = err
-			}
-			continue
-		}
-		switch {
-		case ok:
-		case last != nil:
-			return nil, last
-		default: // its last instance vanished as soon as it was found
-			return nil, notFound(d.names.name)
-		}
-		start := time.Now()
-		if s.o.Record != nil {
-			s.o.Record.InvokeReqSent(d.target.Name, kindOf(req))
-		}
-		resp, err := s.o.Peers.Invoke(ctx, to, req)
-		if err == nil {
-			d.names.good(to)
-			if s.o.Record != nil {
-				s.o.Record.InvokeResRecv(d.target.Name, resp.Status, kindOf(req), time.Since(start))
-			}
-			return resp, nil
-		}
-		if fault.SentOf(err) != fault.SentNever || ctx.Err() != nil || body.begun() {
-			return nil, err
-		}
-		d.names.bad(to)
-		tried, last = append(tried, to.ID), err
-	}
 }
 
 // touched is a request body that remembers whether it can still be offered to another

@@ -205,7 +205,7 @@ func newKit(t testing.TB, change ...func(*invoke.Options)) *kit {
 	k := &kit{reg: &registry{}, peers: &peers{}, local: &local{}, ext: &external{}}
 	o := invoke.Options{Self: identity.Self{App: "me", Namespace: "home"}, HostIP: "10.0.0.9", HostName: "host9",
 		Local: k.local, Peers: k.peers, External: k.ext, Registry: k.reg, Log: slog.New(slog.DiscardHandler),
-		ChainOut: func(t *call.Target) *call.Chain { return nil }, ChainIn: func(t *call.Target) *call.Chain { return nil }}
+	}
 	for _, f := range change {
 		f(&o)
 	}
@@ -216,7 +216,7 @@ func newKit(t testing.TB, change ...func(*invoke.Options)) *kit {
 
 // withRetries gives calls the built-in policy.
 func withRetries(o *invoke.Options) {
-	o.ChainOut = func(t *call.Target) *call.Chain { return policy.Outbound(policy.Snapshot{}, t) }
+	o.Govern = policy.New(policy.Options{}).Govern
 }
 
 func withRegistry(r block.Registry) func(*invoke.Options) {

@@ -32,8 +32,8 @@ func TestAPanicLeavesThePolicy(t *testing.T) {
 		for _, way := range []string{"out", "in"} {
 			t.Run(where+", "+way, func(t *testing.T) {
 				b := &balance{}
-				chain := func(*call.Target) *call.Chain { return &call.Chain{Layers: []call.Layer{b}} }
-				k := newKit(t, func(o *invoke.Options) { o.ChainOut, o.ChainIn = chain, chain })
+				govern := func(t *call.Target) { t.SetChain(&call.Chain{Layers: []call.Layer{b}}) }
+				k := newKit(t, func(o *invoke.Options) { o.Govern = govern })
 				out := &answer{panics: where == "answer"}
 				if where == "app" {
 					k.local.see = func(context.Context, *call.Request) { panic("in the app's channel") }

@@ -53,9 +53,11 @@ type names struct {
 }
 
 type instances struct {
-	all   []block.Instance
-	when  time.Time
-	turns []int // one round of picks as indexes of all, by weight; nil when all weigh the same
+	all  []block.Instance
+	when time.Time
+	// endpoints are the instances as policies see them.
+	endpoints call.Endpoints
+	turns     []int // one round of picks as indexes of all, by weight; nil when all weigh the same
 }
 
 // maxTurns bounds a round; heavier lists are scaled down.
@@ -65,6 +67,10 @@ const maxTurns = 1024
 // evenly (smooth weighted round robin).
 func newInstances(all []block.Instance, when time.Time) *instances {
 	l := &instances{all: all, when: when}
+	for i := range all {
+		in := &all[i]
+		l.endpoints.All = append(l.endpoints.All, call.Endpoint{ID: in.ID, Address: in.Address, Weight: in.Weight, Labels: in.Labels, Zone: in.Labels["zone"]})
+	}
 	total, same := 0, true
 	for i := range all {
 		total += weight(&all[i], 1)

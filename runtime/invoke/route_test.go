@@ -196,8 +196,8 @@ func TestLayersJudgeCallsBothWays(t *testing.T) {
 	var got []call.Desc
 	var targets []*call.Target
 	refused := fault.New("layer", fault.Denied, "no")
-	chain := func(t *call.Target) *call.Chain {
-		return &call.Chain{Layers: []call.Layer{judge{func(c *call.Call) error {
+	govern := func(t *call.Target) {
+		t.SetChain(&call.Chain{Layers: []call.Layer{judge{func(c *call.Call) error {
 			d := c.Desc
 			d.Attrs = nil
 			got, targets = append(got, d), append(targets, c.Target)
@@ -205,16 +205,17 @@ func TestLayersJudgeCallsBothWays(t *testing.T) {
 				return refused
 			}
 			return nil
-		}}}}
+		}}}})
 	}
-	k := newKit(t, func(o *invoke.Options) { o.ChainOut, o.ChainIn = chain, chain })
+	k := newKit(t, func(o *invoke.Options) { o.Govern = govern })
 	k.reg.set(shop, "s")
 	_ = k.Invoke(t.Context(), &call.Request{Target: "shop", Verb: "PUT", Path: "a/b"}, &answer{})
 	_ = k.Invoke(t.Context(), &call.Request{Target: "me", Verb: "GET", Path: "x"}, &answer{})
 	_ = k.Invoke(t.Context(), &call.Request{Target: "http://e", Verb: "PATCH", Path: "x"}, &answer{})
-	_ = k.Serve(t.Context(), &call.Request{Target: "me", Protocol: call.GRPC, Path: "/a.B/C"}, "", &answer{})
-	want := []call.Desc{{Op: "PUT", Resource: "a/b", Safety: call.Idempotent}, {Op: "GET", Resource: "x", Safety: call.Safe},
-		{Op: "PATCH", Resource: "x", Safety: call.Unsafe}, {Op: "/a.B/C", Resource: "/a.B/C", Safety: call.Unsafe}}
+	_ = k.Serve(t.Context(), &call.Request{Target: "me", Protocol: call.GRPC, Path: "/a.B/C"}, "peer", &answer{})
+	me := call.Caller{App: "me", Namespace: "home", Proven: true}
+	want := []call.Desc{{Op: "PUT", Resource: "a/b", Safety: call.Idempotent, Caller: me}, {Op: "GET", Resource: "x", Safety: call.Safe, Caller: me},
+		{Op: "PATCH", Resource: "x", Safety: call.Unsafe, Caller: me}, {Op: "/a.B/C", Resource: "/a.B/C", Safety: call.Unsafe, Caller: call.Caller{App: "peer"}}}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("what layers are told (-want +got):\n%s", d)
 	}

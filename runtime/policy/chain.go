@@ -1,84 +1,102 @@
-// Package policy builds the chains of layers that every call passes.
+// Package policy judges every call: who may make it, where it goes, how often it is tried and
+// for how long, and what happens to it when things fail.
 //
-// The order of layers is decided here and nowhere else: the two lists below, outermost
-// first. A chain is compiled once per target, is immutable, and is swapped by pointer. Layers
-// with nothing to do are not in the chain. Start reading at Outbound.
+// The order of layers is decided here and nowhere else: the two lists below, outermost first.
+// Policy is data (Snapshot, made of Specs by package file) that is compiled once per target
+// into a call.Chain, which is immutable and swapped by pointer. A part with nothing to do is
+// not in the chain. Counters, breakers and the health of endpoints live beside the chains, in
+// a registry, and survive a change of policy.
+//
+// Start reading at outbound and inbound. Engine (engine.go) compiles and swaps; merge.go joins
+// the policies that match a call; each part has a file of its own.
 package policy
 
 import (
-	"time"
-
-	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/call"
 )
 
-// Snapshot is the policy that chains are compiled from. The zero value has the built-in
-// defaults only.
-type Snapshot struct {
-	// Observe receives every finished call; nil observes nothing.
-	Observe Observer
+// part is one line of the lists: what it is called, and the function that builds it into a
+// chain if the rules ask for it. The function returns what it does, in words, and the field of
+// the rules that asked; both are empty when it has nothing to do.
+type part struct {
+	name  string
+	build func(*builder) (does, field string)
 }
 
-// Observer learns of finished calls. It is called on the caller's goroutine and must be
-// quick.
-type Observer interface {
-	CallEnded(c *call.Call, err error, took time.Duration)
+// outbound is what a call that leaves passes: to a component or to another app.
+var outbound = []part{
+	// Around the call.
+	{"observe", observing},       // counts and times what everything below refuses or fails
+	{"authorize", authorizing},   // first of the judges: what one may not do costs no tokens and tells nothing
+	{"fault", injecting},         // before limits, so that tests of callers do not use up real allowances
+	{"rate limit", limiting},     // charged once per call, however often it is tried
+	{"headers", rewriting},       // before the mirror, so that copies look like what was sent
+	{"mirror", mirroring},        // of calls that were let through, once per call
+	{"total timeout", totalling}, // around all attempts and the pauses between them
+	{"retry", retrying},          // Dapr's nesting: retry(breaker(timeout(call)))
+	{"hedge", hedging},           // the other reason for a further attempt
+	{"route", routing},           // around each attempt from here on: each may go elsewhere
+	{"limits", capping},          // of the destination chosen; waits at most as long as the call may take
+	{"breaker", breaking},        // after limits: a call that only waited says nothing about the destination
+	{"endpoint", balancing},      // which endpoint of the destination, and how it fares
+	{"attempt timeout", trying},  // innermost: the time of the attempt alone
 }
 
-// Outbound compiles the chain of calls that leave: to a component or to another app.
-//
-// Order, outermost first:
-//
-//	observe   counts and times what everything below refuses or fails
-//	retry     repeats attempts; innermost, so that limits and totals above count once
-func Outbound(s Snapshot, t *call.Target) *call.Chain {
-	c := &call.Chain{}
-	if s.Observe != nil {
-		c.Layers = append(c.Layers, observe{s.Observe})
-	}
-	if t.Kind == call.Service {
-		c.Retry = builtinServiceRetry
-	}
-	return c
+// inbound is what a call that arrives for the app passes: invocations and events. There is no
+// retry of invocations here: a failed one is its caller's to repeat, and two that retry
+// multiply. Nor are there routes: this is where calls arrive.
+var inbound = []part{
+	{"observe", observing},     // as above
+	{"authorize", authorizing}, // authoritative: whatever the caller's sidecar thinks
+	{"fault", injecting},       // before limits, as above
+	{"rate limit", limiting},   // per caller, usually
+	{"headers", rewriting},     // what the app is to see
+	{"total timeout", totalling},
+	{"retry", retrying},   // of deliveries only
+	{"limits", capping},   // how much the app has in progress
+	{"breaker", breaking}, // of deliveries only
+	{"attempt timeout", trying},
 }
 
-// Inbound compiles the chain of calls that arrive for the app: invocations and events.
-//
-// Order, outermost first:
-//
-//	observe   as in Outbound
-//
-// There is no retry here: a failed invocation is the caller's to repeat, a failed event the
-// messaging service's.
-func Inbound(s Snapshot, _ *call.Target) *call.Chain {
-	c := &call.Chain{}
-	if s.Observe != nil {
-		c.Layers = append(c.Layers, observe{s.Observe})
-	}
-	return c
+// builder builds one chain.
+type builder struct {
+	e *Engine
+	t *call.Target
+	r *rules
+	c *call.Chain
 }
 
-// Dapr's DaprBuiltInServiceRetries: three tries, one second apart.
-const (
-	builtinRetries = 3
-	builtinPause   = time.Second
-)
+// Part is a part of a chain, for explanations.
+type Part struct {
+	Name  string // of the list above
+	Does  string
+	Rule  string // the policy that asked for it; empty: built in
+	Where string // file:line of that policy
+}
 
-// builtinServiceRetry repeats a call to another app whose sidecar could not be reached or was
-// lost. A call that certainly was not seen may be repeated; one that may have been seen only if
-// its verb says that a repetition does no harm: a POST could act twice. An error with a reason
-// was given by a sidecar that answered (its app is down or unhealthy): that is an answer, not a
-// transport failure. Other codes (a certificate that does not fit, a head too large) fail the
-// same way again.
-func builtinServiceRetry(c *call.Call, err error) (time.Duration, bool) {
-	if c.Attempt > builtinRetries || fault.Of(err) != fault.Unavailable || fault.ReasonOf(err) != "" {
-		return 0, false
+// build compiles the rules for a target.
+func (e *Engine) build(t *call.Target, r *rules) *call.Chain {
+	b := &builder{e: e, t: t, r: r, c: &call.Chain{}}
+	list := outbound
+	if t.Direction == call.Inbound {
+		list = inbound
 	}
-	switch fault.SentOf(err) {
-	case fault.SentNever:
-		return builtinPause, true
-	case fault.SentMaybe:
-		return builtinPause, c.Safety >= call.Idempotent
+	a := &about{rules: r, dests: r.destinations(t)}
+	for _, p := range list {
+		if does, field := p.build(b); does != "" {
+			a.parts = append(a.parts, Part{Name: p.name, Does: does, Rule: r.from[field], Where: r.where[field]})
+		}
 	}
-	return 0, false
+	if len(a.parts) > 0 {
+		b.c.About = a
+	}
+	return b.c
+}
+
+func (b *builder) layer(l call.Layer) { b.c.Layers = append(b.c.Layers, l) }
+func (b *builder) step(s call.Step)   { b.c.Steps = append(b.c.Steps, s) }
+
+// service tells whether calls of the target go to an app.
+func (b *builder) service() bool {
+	return b.t.Direction == call.Outbound && (b.t.Kind == call.Service || b.t.Kind == call.App)
 }

@@ -47,7 +47,7 @@ func TestBuiltInRetries(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				tg := &call.Target{Kind: tt.kind}
-				tg.SetChain(policy.Outbound(policy.Snapshot{}, tg))
+				policy.New(policy.Options{}).Govern(tg)
 				start, at := time.Now(), []time.Duration{}
 				_, err := call.Do(t.Context(), tg, call.Desc{Streamed: tt.stream, Safety: tt.safety}, func(context.Context) (int, error) {
 					at = append(at, time.Since(start))
@@ -74,7 +74,7 @@ func seconds(ns ...int) (out []time.Duration) {
 func TestInboundCallsAreNotRepeated(t *testing.T) {
 	for _, kind := range []call.Kind{call.Service, call.App, call.Deliver} {
 		tg := &call.Target{Kind: kind, Direction: call.Inbound}
-		if policy.Inbound(policy.Snapshot{}, tg).Retry != nil {
+		if govern(policy.Options{}, tg).Retry != nil {
 			t.Errorf("%v: the caller repeats its call, or the messaging service its event; not both", kind)
 		}
 	}
@@ -95,7 +95,7 @@ func TestObserverSeesEachCallOnceWithItsOutcome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got ended
 		tg := &call.Target{Kind: call.Service}
-		tg.SetChain(policy.Outbound(policy.Snapshot{Observe: &got}, tg))
+		policy.New(policy.Options{Observe: &got}).Govern(tg)
 		n := 0
 		_, _ = call.Do(t.Context(), tg, call.Desc{}, func(context.Context) (int, error) {
 			time.Sleep(100 * time.Millisecond)
@@ -113,9 +113,9 @@ func TestObserverSeesEachCallOnceWithItsOutcome(t *testing.T) {
 
 // Whatever layers join a chain later: observe counts what they refuse, so it comes first.
 func TestObserveIsOutermost(t *testing.T) {
-	for name, build := range map[string]func(policy.Snapshot, *call.Target) *call.Chain{"outbound": policy.Outbound, "inbound": policy.Inbound} {
+	for name, direction := range map[string]call.Direction{"outbound": call.Outbound, "inbound": call.Inbound} {
 		var got ended
-		c := build(policy.Snapshot{Observe: &got}, &call.Target{})
+		c := govern(policy.Options{Observe: &got}, &call.Target{Direction: direction})
 		if len(c.Layers) == 0 {
 			t.Fatalf("%s: no layer observes", name)
 		}
@@ -136,7 +136,7 @@ func (r refuse) Exit(_ *call.Call, err error) error                         { re
 
 func TestNothingSetCostsNothing(t *testing.T) {
 	for name, c := range map[string]*call.Chain{
-		"state": policy.Outbound(policy.Snapshot{}, &call.Target{Kind: call.State}), "inbound": policy.Inbound(policy.Snapshot{}, &call.Target{})} {
+		"state": govern(policy.Options{}, &call.Target{Kind: call.State}), "inbound": govern(policy.Options{}, &call.Target{Direction: call.Inbound})} {
 		if len(c.Layers) != 0 || c.Retry != nil {
 			t.Errorf("%s: %d layers, retry %v; want an empty chain", name, len(c.Layers), c.Retry != nil)
 		}
@@ -149,7 +149,7 @@ func (quiet) CallEnded(*call.Call, error, time.Duration) {}
 
 func TestChainsAllocateNothing(t *testing.T) {
 	tg := &call.Target{Kind: call.Service}
-	tg.SetChain(policy.Outbound(policy.Snapshot{Observe: quiet{}}, tg))
+	policy.New(policy.Options{Observe: quiet{}}).Govern(tg)
 	ctx := t.Context()
 	if n := testing.AllocsPerRun(1000, func() { _, _ = call.Do(ctx, tg, call.Desc{Op: "GET"}, one) }); n != 0 {
 		t.Errorf("%v allocations per observed call, want none", n)
@@ -162,15 +162,21 @@ func BenchmarkChain(b *testing.B) {
 	ctx := b.Context()
 	for _, bb := range []struct {
 		name string
-		s    policy.Snapshot
-	}{{"defaults", policy.Snapshot{}}, {"observed", policy.Snapshot{Observe: quiet{}}}} {
+		o    policy.Options
+	}{{"defaults", policy.Options{}}, {"observed", policy.Options{Observe: quiet{}}}} {
 		b.Run(bb.name, func(b *testing.B) {
 			tg := &call.Target{Kind: call.Service}
-			tg.SetChain(policy.Outbound(bb.s, tg))
+			policy.New(bb.o).Govern(tg)
 			b.ReportAllocs()
 			for b.Loop() {
 				_, _ = call.Do(ctx, tg, call.Desc{Op: "GET"}, one)
 			}
 		})
 	}
+}
+
+// govern is the chain that an engine gives a target.
+func govern(o policy.Options, t *call.Target) *call.Chain {
+	policy.New(o).Govern(t)
+	return t.Chain()
 }

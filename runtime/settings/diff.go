@@ -13,6 +13,7 @@ type Diff struct {
 	Subscriptions Changes[Subscription]
 	HTTPEndpoints Changes[HTTPEndpoint]
 	Resiliencies  Changes[Resiliency]
+	Policies      Changes[TrafficPolicy]
 	Findings      conf.Findings // what is wrong with the files now; the rest of the diff is usable
 }
 
@@ -27,7 +28,7 @@ func (c *Changes[T]) Empty() bool { return len(c.Added)+len(c.Changed)+len(c.Rem
 
 // Empty tells whether there is nothing to do or to say.
 func (d *Diff) Empty() bool {
-	return d.Components.Empty() && d.Subscriptions.Empty() && d.HTTPEndpoints.Empty() && d.Resiliencies.Empty() && len(d.Findings) == 0
+	return d.Components.Empty() && d.Subscriptions.Empty() && d.HTTPEndpoints.Empty() && d.Resiliencies.Empty() && d.Policies.Empty() && len(d.Findings) == 0
 }
 
 func (d *Diff) compare(before, now *Resources) {
@@ -35,6 +36,7 @@ func (d *Diff) compare(before, now *Resources) {
 	d.Subscriptions.compare(before.Subscriptions, now.Subscriptions, func(s *Subscription) *Resource { return &s.Resource })
 	d.HTTPEndpoints.compare(before.HTTPEndpoints, now.HTTPEndpoints, func(h *HTTPEndpoint) *Resource { return &h.Resource })
 	d.Resiliencies.compare(before.Resiliencies, now.Resiliencies, func(r *Resiliency) *Resource { return &r.Resource })
+	d.Policies.compare(before.Policies, now.Policies, func(p *TrafficPolicy) *Resource { return &p.Resource })
 }
 
 func (c *Changes[T]) compare(before, now []T, of func(*T) *Resource) {
@@ -80,7 +82,7 @@ func same(a, b reflect.Value) bool {
 		return same(a.Elem(), b.Elem())
 	case reflect.Struct:
 		for i := range a.NumField() {
-			if name := a.Type().Field(i).Name; name == "File" || name == "Line" {
+			if name := a.Type().Field(i).Name; name == "File" || name == "Line" || name == "Column" {
 				continue
 			}
 			if !same(a.Field(i), b.Field(i)) {
@@ -114,5 +116,5 @@ func same(a, b reflect.Value) bool {
 
 // blank tells whether a file holds nothing at all, not even mistakes.
 func (r *Resources) blank() bool {
-	return len(r.Components)+len(r.Subscriptions)+len(r.HTTPEndpoints)+len(r.Resiliencies)+len(r.Configurations)+len(r.Findings)+len(r.Ignored) == 0
+	return len(r.Components)+len(r.Subscriptions)+len(r.HTTPEndpoints)+len(r.Resiliencies)+len(r.Policies)+len(r.Configurations)+len(r.Findings)+len(r.Ignored) == 0
 }

@@ -121,6 +121,7 @@ func assemble(files []*Resources, sel Selection) *Resources {
 	for _, f := range files {
 		out.Findings = append(out.Findings, f.Findings...)
 		out.Ignored = append(out.Ignored, f.Ignored...)
+		out.Refused = append(out.Refused, f.Refused...)
 		for i := range f.Components {
 			pick(&out.Components, f.Components[i], &f.Components[i].Resource, sel)
 		}
@@ -132,6 +133,9 @@ func assemble(files []*Resources, sel Selection) *Resources {
 		}
 		for i := range f.Resiliencies {
 			pick(&out.Resiliencies, f.Resiliencies[i], &f.Resiliencies[i].Resource, sel)
+		}
+		for i := range f.Policies {
+			pick(&out.Policies, f.Policies[i], &f.Policies[i].Resource, sel)
 		}
 		for i := range f.Configurations {
 			pick(&out.Configurations, f.Configurations[i], &f.Configurations[i].Resource, Selection{})
@@ -150,6 +154,9 @@ func pick[T any](list *[]T, v T, r *Resource, sel Selection) {
 func (r *Resources) duplicates() error {
 	for _, d := range r.DuplicateFindings() {
 		if d.Severity == conf.Error {
+			if d.Key != "" { // its words need their place
+				return errors.New(d.String())
+			}
 			return errors.New(d.Msg)
 		}
 	}
@@ -157,7 +164,7 @@ func (r *Resources) duplicates() error {
 }
 
 // DuplicateFindings reports resources of one kind that share a name and an app: Errors for
-// components, warnings for HTTP endpoints, of which the first counts.
+// components and traffic policies, warnings for HTTP endpoints, of which the first counts.
 func (r *Resources) DuplicateFindings() conf.Findings {
 	var found conf.Findings
 	for i := range r.Components {
@@ -176,6 +183,16 @@ func (r *Resources) DuplicateFindings() conf.Findings {
 			if a.Name == b.Name && a.overlaps(&b.Resource) {
 				found = append(found, conf.Finding{File: b.File, Line: b.Line, Key: "metadata.name",
 					Msg: fmt.Sprintf("another HTTPEndpoint is called %q (%s:%d); the first counts", b.Name, a.File, a.Line)})
+				break
+			}
+		}
+	}
+	for i := range r.Policies {
+		for j := range i {
+			a, b := &r.Policies[j], &r.Policies[i]
+			if a.Name == b.Name && a.overlaps(&b.Resource) {
+				found = append(found, conf.Finding{File: b.File, Line: b.Line, Key: "metadata.name", Severity: conf.Error,
+					Msg: fmt.Sprintf("another TrafficPolicy is called %q (%s:%d)", b.Name, a.File, a.Line)})
 				break
 			}
 		}

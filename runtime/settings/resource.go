@@ -14,6 +14,7 @@ const (
 	KindSubscription  = "Subscription"
 	KindHTTPEndpoint  = "HTTPEndpoint"
 	KindResiliency    = "Resiliency"
+	KindTrafficPolicy = "TrafficPolicy"
 )
 
 // Resource is what every resource has: a name, and where it applies and was written.
@@ -50,11 +51,15 @@ type Resources struct {
 	Subscriptions []Subscription
 	HTTPEndpoints []HTTPEndpoint
 	Resiliencies  []Resiliency
+	Policies      []TrafficPolicy
 	// Configurations are found in resource folders only by mistake, or by mecha check; the
 	// sidecar reads them from the files named by --config.
 	Configurations []Configuration
 	// Findings are what is wrong. A document with an Error finding is not in the lists.
 	Findings conf.Findings
+	// Refused are those of the findings that are errors in documents of our own kinds. They stop
+	// a sidecar from starting: it would run without a policy it was given.
+	Refused conf.Findings
 	// Ignored are documents that are none of our business, worth a debug line.
 	Ignored conf.Findings
 
@@ -130,10 +135,15 @@ func (r *Resources) take(d document) {
 		found = keep(&r.HTTPEndpoints, readHTTPEndpoint, d)
 	case KindResiliency:
 		found = keep(&r.Resiliencies, readResiliency, d)
+	case KindTrafficPolicy:
+		found = keep(&r.Policies, readTrafficPolicy, d)
 	case KindConfiguration:
 		found = keep(&r.Configurations, readConfiguration, d)
 	}
 	r.Findings = append(r.Findings, found...)
+	if hasPrefix(d.apiVersion, mechaGroup) && found.Err() != nil {
+		r.Refused = append(r.Refused, found...)
+	}
 }
 
 // keep appends what reading d gives, if it may be used.
@@ -152,6 +162,7 @@ var kinds = map[string][]string{
 	KindSubscription:  {"dapr.io/v1alpha1", "dapr.io/v2alpha1"},
 	KindHTTPEndpoint:  {"dapr.io/v1alpha1"},
 	KindResiliency:    {"dapr.io/v1alpha1"},
+	KindTrafficPolicy: {mechaGroup + "v1"},
 }
 
 // mechaGroup is the group of our own kinds. They are strict: one that this version does not
@@ -165,15 +176,22 @@ func (r *Resources) ours(d document) bool {
 	}
 	versions, known := kinds[d.kind]
 	switch {
+	case hasPrefix(d.apiVersion, mechaGroup) && (!known || !slices.Contains(versions, d.apiVersion)):
+		note(&r.Findings, conf.Error, "kind", conf.Nearest(d.kind, []string{KindTrafficPolicy}), "this version of Mecha reads no "+quoted(d.kind)+" of "+d.apiVersion+"; it reads TrafficPolicy of "+mechaGroup+"v1")
+		r.Refused = append(r.Refused, r.Findings[len(r.Findings)-1])
+		return false
 	case hasPrefix(d.apiVersion, mechaGroup):
-		note(&r.Findings, conf.Error, "kind", "", "this version of Mecha reads no "+quoted(d.kind)+" of "+d.apiVersion)
+		return true
+	case d.kind == KindTrafficPolicy:
+		note(&r.Findings, conf.Error, "apiVersion", "", quoted(d.apiVersion)+" is not a version of TrafficPolicy; write "+mechaGroup+"v1")
+		r.Refused = append(r.Refused, r.Findings[len(r.Findings)-1])
 		return false
 	case d.kind == "":
 		note(&r.Findings, conf.Warning, "kind", "", "the document names no kind, ignored")
 		return false
 	case !known && hasPrefix(d.apiVersion, "dapr.io/"):
 		list, sev := &r.Ignored, conf.Warning
-		nearest := conf.Nearest(d.kind, []string{KindComponent, KindConfiguration, KindSubscription, KindHTTPEndpoint, KindResiliency})
+		nearest := conf.Nearest(d.kind, []string{KindComponent, KindConfiguration, KindSubscription, KindHTTPEndpoint, KindResiliency, KindTrafficPolicy})
 		if nearest != "" {
 			list = &r.Findings // likely a typing error, so louder than a debug line
 		}

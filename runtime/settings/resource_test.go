@@ -167,8 +167,14 @@ func TestLoadFindings(t *testing.T) {
 			"5: warning: spec.metadata[0]: has both value and envRef; the value counts"}},
 		{"other API version", strings.Replace(head("Component", "spec: {type: a.b}\n"), "v1alpha1", "v1", 1), []string{
 			`1: warning: apiVersion: "dapr.io/v1" is not a version of Component; read as dapr.io/v1alpha1`}},
-		{"kind of ours", "apiVersion: mecha.io/v1\nkind: TrafficPolicy\n", []string{
-			`1: error: kind: this version of Mecha reads no "TrafficPolicy" of mecha.io/v1`}},
+		{"kind of ours that does not exist", "apiVersion: mecha.io/v1\nkind: TrafficPolice\nmetadata: {name: x}\n", []string{
+			`1: error: kind: this version of Mecha reads no "TrafficPolice" of mecha.io/v1; it reads TrafficPolicy of mecha.io/v1; did you mean TrafficPolicy?`}},
+		{"policy without content", "apiVersion: mecha.io/v1\nkind: TrafficPolicy\n", []string{
+			"1: error: metadata.name: required, but not given", "1: error: spec: required, but not given; a policy without it does nothing"}},
+		{"policy of Dapr's group", "apiVersion: dapr.io/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: x}\nspec: {}\n", []string{
+			`1: error: apiVersion: "dapr.io/v1alpha1" is not a version of TrafficPolicy; write mecha.io/v1`}},
+		{"policy with a field twice and one that does not exist", "apiVersion: mecha.io/v1\nkind: TrafficPolicy\nmetadata: {name: x}\nspec: {}\nspecs: {}\nspec: {}\n", []string{
+			"5: error: specs: unknown field; did you mean spec?", "6: error: spec: given twice; the last one counts"}},
 		{"subscription", head("Subscription", "spec: {topic: t, routes: {default: /x}}\n"), []string{
 			"5: warning: spec.routes: unknown field, ignored; did you mean route?", "5: error: spec.pubsubname: required, but not given",
 			"5: warning: spec: has no route; events cannot be delivered over HTTP"}},

@@ -1,7 +1,9 @@
 package settings
 
 import (
+	"encoding"
 	"fmt"
+	"math"
 	"reflect"
 	"strconv"
 	"strings"
@@ -25,6 +27,9 @@ type Text string
 type strict struct {
 	file  string
 	found conf.Findings
+	// own is set for our own kinds, where a field that is not known is an error: a policy that
+	// is silently not applied protects nobody.
+	own bool
 }
 
 var (
@@ -50,6 +55,14 @@ func (s *strict) decode(n *yaml.Node, v reflect.Value, path string) {
 	case typeDuration:
 		s.duration(n, v, path)
 		return
+	}
+	if text, ok := scalarText(n); ok && v.CanAddr() {
+		if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
+			if err := u.UnmarshalText([]byte(text)); err != nil {
+				s.add(conf.Error, n.Line, path, "%s", err)
+			}
+			return
+		}
 	}
 	switch t.Kind() {
 	case reflect.Pointer:
@@ -98,6 +111,13 @@ func (s *strict) scalar(n *yaml.Node, v reflect.Value, path string) {
 			return
 		}
 		v.SetInt(i)
+	case reflect.Float64:
+		x, err := strconv.ParseFloat(text, 64)
+		if err != nil || (n.Tag != "!!int" && n.Tag != "!!float") || math.IsNaN(x) || math.IsInf(x, 0) {
+			s.add(conf.Error, n.Line, path, "want a number, got %s", nameNode(n))
+			return
+		}
+		v.SetFloat(x)
 	default:
 		s.add(conf.Error, n.Line, path, "fields of type %s cannot be read", v.Type())
 	}
@@ -162,11 +182,19 @@ func (s *strict) object(n *yaml.Node, v reflect.Value, path string) {
 		switch {
 		case !known && v.Type() == typeMeta: // Kubernetes keeps more there than we need
 		case !known:
-			s.add(conf.Warning, n.Content[i].Line, join(path, name), "unknown field, ignored")
+			sev, msg := conf.Warning, "unknown field, ignored"
+			if s.own {
+				sev, msg = conf.Error, "unknown field"
+			}
+			s.add(sev, n.Content[i].Line, join(path, name), "%s", msg)
 			s.found[len(s.found)-1].Nearest = conf.Nearest(name, names)
 		default:
 			if seen[lower] {
-				s.add(conf.Warning, n.Content[i].Line, join(path, name), "given twice; the last one counts")
+				sev := conf.Warning
+				if s.own {
+					sev = conf.Error
+				}
+				s.add(sev, n.Content[i].Line, join(path, name), "given twice; the last one counts")
 				f.SetZero()
 			}
 			seen[lower] = true

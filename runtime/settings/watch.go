@@ -79,6 +79,9 @@ func (w *Watcher) Load() (*Resources, error) {
 	return w.current, w.current.duplicates()
 }
 
+// Resources are what was read last, without what is wrong now.
+func (w *Watcher) Resources() *Resources { return w.current }
+
 // Run calls changed with the differences after every change, until ctx ends or Close is
 // called, and then returns ctx's error (nil after Close alone). It calls changed from its
 // own goroutine and reads nothing meanwhile.

@@ -104,6 +104,10 @@ const (
 	resiliencyCount
 	resiliencyActivations
 	breakerState
+	policyRejections
+	policyRetries
+	policyMirrors
+	policyEjections
 
 	componentLoaded
 	componentInit
@@ -208,6 +212,11 @@ var defs = [numMetrics]Def{
 	resiliencyCount:       {"dapr_resiliency_count", Counter, words("app_id name namespace policy flow_direction target status"), "Calls that went through a resiliency policy. The namespace is the resource's."},
 	resiliencyActivations: {"dapr_resiliency_activations_total", Counter, words("app_id name namespace policy flow_direction target status"), "Times a resiliency policy acted: a retry, a time-out, a breaker that changed state."},
 	breakerState:          {"dapr_resiliency_cb_state", Gauge, words("app_id name namespace policy flow_direction target status"), "1 for the state a circuit breaker is in, 0 for closed, half-open, open and unknown otherwise."},
+
+	policyRejections: {"mecha_policy_rejections_total", Counter, words("app_id kind target part rule mode"), "Calls that a traffic policy refused, by the part of the policy and its name. With mode shadow they were let through."},
+	policyRetries:    {"mecha_policy_retries_total", Counter, words("app_id kind target rule result"), "Attempts after the first that a traffic policy made (result made), or that its budget did not allow (result over-budget)."},
+	policyMirrors:    {"mecha_policy_mirrored_total", Counter, words("app_id target rule result"), "Copies of calls: sent, failed, dropped; and compared reads: same, different."},
+	policyEjections:  {"mecha_policy_ejections_total", Counter, words("app_id target rule cause"), "Endpoints that outlier detection took out of the choice."},
 
 	componentLoaded:     {"dapr_runtime_component_loaded", Counter, words("app_id"), "Components loaded successfully."},
 	componentInit:       {"dapr_runtime_component_init_total", Counter, words("app_id component"), "Components initialised. The component is the type."},

@@ -599,6 +599,10 @@ func TestEveryMetricCanBeRecorded(t *testing.T) {
 	r.Count(telemetry.Closed)
 	r.Activate(telemetry.Closed)
 	r.State(telemetry.Open)
+	m.PolicyRejected("a", "b", "c", "d", true)
+	m.PolicyRetried("a", "b", "c", true)
+	m.PolicyMirrored("a", "b", "c")
+	m.PolicyEjected("a", "b", "c")
 	for _, ok := range []bool{true, false} {
 		m.Job(ok, 0)
 		m.ACL("a", "b", "c", true, ok)

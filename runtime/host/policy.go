@@ -1,0 +1,220 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/call"
+	"github.com/mecha-project/mecha/runtime/catalog"
+	"github.com/mecha-project/mecha/runtime/policy"
+	"github.com/mecha-project/mecha/runtime/policy/file"
+	"github.com/mecha-project/mecha/runtime/settings"
+	"github.com/mecha-project/mecha/runtime/telemetry"
+)
+
+// openPolicy makes the policy engine and puts the policies of the resources in force. A
+// TrafficPolicy with an error stops the start: the sidecar would run without a policy it was
+// given. A Resiliency with one is told and left out, as in Dapr.
+func (h *Sidecar) openPolicy() error {
+	if found := h.o.Resources.Refused; len(found) > 0 {
+		return fmt.Errorf("traffic policies cannot be used:\n%w", found.Err())
+	}
+	o := policy.Options{Log: h.log, Probe: h.probe, Ping: h.ping}
+	if h.o.Metrics != nil {
+		o.Record = policyRecorder{h.o.Metrics}
+	}
+	h.policy = policy.New(o)
+	c := h.compilePolicy(h.o.Resources)
+	if c.Refused {
+		return fmt.Errorf("traffic policies cannot be used:\n%w", c.Findings.Err())
+	}
+	for _, f := range c.Findings {
+		if len(c.Resiliencies) < len(h.o.Resources.Resiliencies) && strings.Contains(f.Key, "spec.policies.") && f.Severity > 0 {
+			h.log.Error("Could not read resiliency policy " + f.String())
+			continue
+		}
+		h.log.Warn(f.String())
+	}
+	for i := range c.Resiliencies {
+		r := &c.Resiliencies[i]
+		h.log.Info("Loading Resiliency configuration: " + r.Name)
+		h.o.Metrics.ResiliencyLoaded(r.Name, r.Namespace)
+	}
+	for i := range c.Snapshot.Policies {
+		h.log.Info("Loading TrafficPolicy: " + c.Snapshot.Policies[i].Name)
+	}
+	h.away = c.Away
+	h.policy.Swap(c.Snapshot)
+	return nil
+}
+
+// compilePolicy makes a snapshot of resources and the configuration.
+func (h *Sidecar) compilePolicy(r *settings.Resources) *file.Compiled {
+	return file.Compile(file.Source{Policies: r.Policies, Resiliencies: r.Resiliencies, Access: h.o.Config.AccessControl, Components: h.componentNames()})
+}
+
+// componentNames are the names of components that this sidecar is to have, by kind of call.
+func (h *Sidecar) componentNames() map[call.Kind][]string {
+	names := map[call.Kind][]string{call.State: {}, call.Publish: {}}
+	add := func(typ, name string) {
+		switch category, _, _ := strings.Cut(typ, "."); block.Kind(category) {
+		case block.KindState:
+			names[call.State] = append(names[call.State], name)
+		case block.KindPubSub:
+			names[call.Publish] = append(names[call.Publish], name)
+		}
+	}
+	for i := range h.o.Resources.Components {
+		add(h.o.Resources.Components[i].LookupType(), h.o.Resources.Components[i].Name)
+	}
+	for _, s := range h.o.Implicit {
+		add(s.Type, s.Name)
+	}
+	return names
+}
+
+// placeAway makes the names that exist only in policy ones that apps can use. It runs when
+// components are loaded, and again when policy changes.
+func (h *Sidecar) placeAway() {
+	for _, a := range h.away {
+		switch a.Kind {
+		case call.State:
+			place(h, h.catalog.State, a)
+		case call.Publish:
+			place(h, h.catalog.PubSub, a)
+		}
+	}
+}
+
+func place[T block.Component](h *Sidecar, store *catalog.Store[T], a file.Away) {
+	if old, err := store.Lookup(a.Name); err == nil && !old.Away() {
+		return // a component has the name after all
+	}
+	first, err := store.Lookup(a.First)
+	if err != nil {
+		return // its component failed and is ignored; calls will say so
+	}
+	info := first.Info
+	info.Name = a.Name
+	t := &call.Target{Kind: a.Kind, Direction: call.Outbound, Name: a.Name}
+	h.policy.Govern(t)
+	store.Put(catalog.NewAway[T](info, t))
+}
+
+// watchPolicy puts changed policies in force until ctx ends. A change that is wrong is told,
+// and what was in force stays.
+func (h *Sidecar) watchPolicy(ctx context.Context) {
+	log := telemetry.Scope(h.log, "dapr.runtime.hotreload")
+	if len(h.s.ResourcesPaths) == 0 || !h.o.Config.Feature("HotReload", true) {
+		return
+	}
+	w, err := settings.NewWatcher(h.s.ResourcesPaths, settings.Selection{AppID: h.s.AppID, Namespace: h.s.NamespaceGiven})
+	if err != nil {
+		log.Warn("resource folders are not watched; changes need a restart: " + err.Error())
+		return
+	}
+	defer w.Close()
+	if _, err := w.Load(); err != nil {
+		log.Warn("resource folders are not watched; changes need a restart: " + err.Error())
+		return
+	}
+	_ = w.Run(ctx, func(d settings.Diff) {
+		for _, f := range d.Findings {
+			log.Warn(f.String())
+		}
+		if d.Policies.Empty() && d.Resiliencies.Empty() {
+			return
+		}
+		c := h.compilePolicy(w.Resources())
+		for _, f := range c.Findings {
+			log.Warn(f.String())
+		}
+		if c.Refused {
+			log.Error("the changed traffic policies are not used; those before stay in force")
+			return
+		}
+		h.away = c.Away
+		h.policy.Swap(c.Snapshot)
+		h.placeAway()
+		log.Info(fmt.Sprintf("traffic policy changed: %d TrafficPolicy and %d Resiliency resources are in force", len(c.Snapshot.Policies), len(c.Resiliencies)))
+	})
+}
+
+// probe asks an endpoint of an app how it is.
+func (h *Sidecar) probe(ctx context.Context, app string, to call.Endpoint, path string) error {
+	if path == "" {
+		var d net.Dialer
+		c, err := d.DialContext(ctx, "tcp", to.Address)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	}
+	req := &call.Request{Target: app, Verb: "GET", Path: strings.TrimPrefix(path, "/"), Header: call.Fields{{Name: "dapr-caller-app-id", Value: h.self.App}}}
+	resp, err := h.o.Edges.Peers().Invoke(ctx, block.Instance{ID: to.ID, Address: to.Address, App: app, Namespace: h.self.Namespace, Protocol: "mecha"}, req)
+	if err != nil {
+		return err
+	}
+	defer resp.Close()
+	if resp.Status >= 400 {
+		return fault.New("host.probe", fault.Unavailable, "GET %s answered %d", path, resp.Status)
+	}
+	return nil
+}
+
+// ping asks a component's server.
+func (h *Sidecar) ping(ctx context.Context, kind call.Kind, name string) error {
+	switch kind {
+	case call.State:
+		return h.catalog.State.Ping(ctx, name)
+	case call.Publish:
+		return h.catalog.PubSub.Ping(ctx, name)
+	}
+	return nil
+}
+
+// policyRecorder gives the policies' figures to the metrics.
+type policyRecorder struct{ m *telemetry.Metrics }
+
+func (r policyRecorder) Resilience(id policy.SeriesID) policy.Series {
+	return resilienceSeries{r.m.Resiliency(telemetry.Resiliency{Name: id.Name, Namespace: id.Namespace, Policy: id.Policy, Direction: id.Direction, Target: id.Target})}
+}
+
+func (r policyRecorder) Rejected(kind, target, part, rule string, shadow bool) {
+	r.m.PolicyRejected(kind, target, part, rule, shadow)
+}
+
+func (r policyRecorder) Retried(kind, target, rule string, exhausted bool) {
+	r.m.PolicyRetried(kind, target, rule, exhausted)
+}
+func (r policyRecorder) Mirrored(rule, target, result string) {
+	r.m.PolicyMirrored(rule, target, result)
+}
+func (r policyRecorder) Ejected(rule, target, cause string) { r.m.PolicyEjected(rule, target, cause) }
+
+type resilienceSeries struct{ s *telemetry.ResiliencySeries }
+
+func (r resilienceSeries) Count(s policy.State)    { r.s.Count(telemetry.BreakerState(s)) }
+func (r resilienceSeries) Activate(s policy.State) { r.s.Activate(telemetry.BreakerState(s)) }
+func (r resilienceSeries) State(s policy.State)    { r.s.State(telemetry.BreakerState(s)) }
+
+// closePolicy ends checks and copies, at most for a while: what hangs must not hold the end up.
+func (h *Sidecar) closePolicy() {
+	if h.policy == nil {
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		h.policy.Close()
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Second):
+	}
+}
