@@ -1,5 +1,5 @@
-// Package adminapi serves what operators ask a sidecar over HTTP: Prometheus metrics on one
-// port, Go profiles on another.
+// Package adminapi serves what operators ask a sidecar over HTTP: Prometheus metrics and the
+// state of traffic policy on one port, Go profiles on another.
 //
 // It shows what it is handed and gathers nothing itself; recording is runtime/telemetry's. It
 // runs on net/http, for nobody's request waits for it. Health and readiness for the app are
@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,6 +42,7 @@ type Options struct {
 	MetricsAddr string              // host:port; empty serves no metrics
 	ProfileAddr string              // host:port; empty serves no profiles
 	Metrics     prometheus.Gatherer // what MetricsAddr shows; nil shows nothing
+	Policy      http.Handler        // what MetricsAddr answers below PolicyPath; nil: metrics, as everywhere else
 	Log         *slog.Logger        // nil means slog.Default
 }
 
@@ -90,7 +92,7 @@ func (s *Server) Start() error {
 	}
 	if metrics != nil {
 		s.metrics = metrics.Addr()
-		s.serve(metrics, MetricsHandler(s.o.Metrics))
+		s.serve(metrics, s.metricsPort())
 		s.o.Log.Info("metrics server started on " + s.metrics.String() + "/")
 	}
 	if profile != nil {
@@ -157,6 +159,24 @@ func (s *Server) Close(ctx context.Context) error {
 	}
 	s.wg.Wait()
 	return errors.Join(errs...)
+}
+
+// PolicyPath is where operators ask what traffic policy does.
+const PolicyPath = "/mecha/v1/policy/"
+
+// metricsPort answers everything with the metrics, but for what is ours alone.
+func (s *Server) metricsPort() http.Handler {
+	all := MetricsHandler(s.o.Metrics)
+	if s.o.Policy == nil {
+		return all
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, PolicyPath) {
+			s.o.Policy.ServeHTTP(w, r)
+			return
+		}
+		all.ServeHTTP(w, r)
+	})
 }
 
 // MetricsHandler answers every path with the metrics, as daprd does. Answers are not compressed:

@@ -14,6 +14,8 @@ import (
 	"github.com/mecha-project/mecha/api/httpapi/middleware"
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/conf"
+	"github.com/mecha-project/mecha/runtime/call"
+	"github.com/mecha-project/mecha/runtime/policy/file"
 	"github.com/mecha-project/mecha/runtime/settings"
 )
 
@@ -29,7 +31,8 @@ func newCheckCommand(backends *block.Set) *cobra.Command {
 		Short: "Check resource files without starting anything",
 		Long: `Check reads resource files as a sidecar would and reports everything that is wrong in
 them: YAML errors, unknown fields and metadata keys (with the nearest known name), values of
-a wrong type, unknown component types, duplicates, references that lead nowhere. What is
+a wrong type, unknown component types, duplicates, references that lead nowhere, traffic
+policies that contradict themselves. What is
 only a warning at run time is an error here.
 
 It touches no network. Values that come from secrets or from the environment of the sidecar
@@ -79,6 +82,7 @@ func (c *checker) add(r *settings.Resources) {
 	c.res.Subscriptions = append(c.res.Subscriptions, r.Subscriptions...)
 	c.res.HTTPEndpoints = append(c.res.HTTPEndpoints, r.HTTPEndpoints...)
 	c.res.Resiliencies = append(c.res.Resiliencies, r.Resiliencies...)
+	c.res.Policies = append(c.res.Policies, r.Policies...)
 	c.res.Configurations = append(c.res.Configurations, r.Configurations...)
 	c.found = append(c.found, r.Findings...)
 }
@@ -128,6 +132,27 @@ func (c *checker) all() {
 	for i := range c.res.Configurations {
 		c.configuration(&c.res.Configurations[i])
 	}
+	c.policies()
+}
+
+// policies compiles the traffic policies and Resiliency resources as a sidecar would.
+func (c *checker) policies() {
+	src := file.Source{Policies: c.res.Policies, Resiliencies: c.res.Resiliencies}
+	if len(c.res.Components) > 0 { // else the names in policies cannot be judged
+		src.Components = map[call.Kind][]string{}
+		for _, kind := range []call.Kind{call.State, call.Publish} {
+			src.Components[kind] = implicitNames(kind)
+		}
+		for i := range c.res.Components {
+			switch comp := &c.res.Components[i]; block.Kind(strings.SplitN(comp.LookupType(), ".", 2)[0]) {
+			case block.KindState:
+				src.Components[call.State] = append(src.Components[call.State], comp.Name)
+			case block.KindPubSub:
+				src.Components[call.Publish] = append(src.Components[call.Publish], comp.Name)
+			}
+		}
+	}
+	c.found = append(c.found, file.Compile(src).Findings...)
 }
 
 // middleware decodes the settings of an HTTP middleware.
@@ -286,7 +311,7 @@ func (c *checker) writeText(w io.Writer) error {
 		}
 		b.WriteString(f.Text() + "\n")
 	}
-	resources := len(c.res.Components) + len(c.res.Subscriptions) + len(c.res.HTTPEndpoints) + len(c.res.Resiliencies) + len(c.res.Configurations)
+	resources := len(c.res.Components) + len(c.res.Subscriptions) + len(c.res.HTTPEndpoints) + len(c.res.Resiliencies) + len(c.res.Policies) + len(c.res.Configurations)
 	fmt.Fprintf(&b, "%s in %s with %s\n", count(len(c.found), "finding"), count(c.read, "file"), count(resources, "usable resource"))
 	_, err := io.WriteString(w, b.String())
 	return err

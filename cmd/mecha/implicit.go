@@ -5,6 +5,7 @@ import (
 
 	"github.com/mecha-project/mecha/cmd/mecha/launch"
 	"github.com/mecha-project/mecha/components/conf"
+	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/catalog"
 )
 
@@ -17,7 +18,18 @@ func implicitComponents() []catalog.Spec {
 	}
 	items := []conf.Item{}
 	return []catalog.Spec{
-		{Name: "statestore", Type: "state.embedded", Version: "v1", Items: items},
-		{Name: "pubsub", Type: "pubsub.embedded", Version: "v1", Items: items},
+		{Name: implicitNames(call.State)[0], Type: "state.embedded", Version: "v1", Items: items},
+		{Name: implicitNames(call.Publish)[0], Type: "pubsub.embedded", Version: "v1", Items: items},
 	}
+}
+
+// implicitNames are the names of the components that `mecha run` may add, by kind of call.
+func implicitNames(kind call.Kind) []string {
+	switch kind {
+	case call.State:
+		return []string{"statestore"}
+	case call.Publish:
+		return []string{"pubsub"}
+	}
+	return nil
 }

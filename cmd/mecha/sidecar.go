@@ -165,7 +165,8 @@ func buildSidecar(ctx context.Context, set *settings.Settings, log *slog.Logger)
 	if err != nil {
 		return err
 	}
-	admin := adminServer(set, metrics, log)
+	asked := &policyPort{app: set.AppID, namespace: set.Namespace}
+	admin := adminServer(set, metrics, asked, log)
 	if err := admin.Start(); err != nil {
 		return err
 	}
@@ -185,14 +186,15 @@ func buildSidecar(ctx context.Context, set *settings.Settings, log *slog.Logger)
 	trace := &tracing{tracer: tracer, app: set.AppID, host: set.APIHosts()[0], httpPort: set.HTTPPort, grpcPort: set.GRPCPort}
 	edges := &edges{set: set, config: config, log: log, metrics: metrics, tracing: trace, resources: resources, middleware: mw}
 	return host.Run(ctx, host.Options{Settings: set, Config: config, Resources: resources, Implicit: implicitComponents(), Backends: all,
-		Version: version, Log: log, Metrics: metrics, Tracer: tracer, Tracing: trace, Loaded: mw.infos(), Edges: edges})
+		Version: version, Log: log, Metrics: metrics, Tracer: tracer, Tracing: trace, Loaded: mw.infos(), Edges: edges, Governed: asked.engine.Store})
 }
 
-func adminServer(set *settings.Settings, metrics *telemetry.Metrics, log *slog.Logger) *adminapi.Server {
+func adminServer(set *settings.Settings, metrics *telemetry.Metrics, asked *policyPort, log *slog.Logger) *adminapi.Server {
 	o := adminapi.Options{Log: telemetry.Scope(log, "dapr.runtime")}
 	if set.EnableMetrics {
 		o.MetricsAddr = adminapi.ListenAddr(set.MetricsListenAddress, set.MetricsPort)
 		o.Metrics = telemetry.Registry(metrics)
+		o.Policy = asked
 	}
 	if set.EnableProfiling {
 		o.ProfileAddr = adminapi.ListenAddr("", set.ProfilePort)

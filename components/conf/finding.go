@@ -35,6 +35,7 @@ type Finding struct {
 	Msg      string // what is wrong and what would be right; never holds a secret
 	Nearest  string // the known name closest to Key, or empty
 	Severity Severity
+	Of       string // the resource it is in, by kind and name, where that matters; not part of the text
 }
 
 // String is "file:line: error: key: message; did you mean …?" with absent parts left out.

@@ -51,6 +51,8 @@ type Options struct {
 	Tracing   Tracing // may be nil
 	// Loaded lists components that an edge opened itself (HTTP middleware), for metadata.
 	Loaded []catalog.Info
+	// Governed is told of the policy engine as soon as there is one; nil is not told.
+	Governed func(*policy.Engine)
 	// ListenFor is how long a port in use is tried again; 0 means 10 s.
 	ListenFor time.Duration
 }
@@ -318,7 +320,7 @@ func (h *Sidecar) announce(ctx context.Context) error {
 	}
 	port := h.services.Listeners.Peer.Addr().(*net.TCPAddr).Port
 	err := r.Register(ctx, block.Instance{ID: uuid.NewString(), App: h.self.App, Namespace: h.self.Namespace,
-		Address: net.JoinHostPort(h.peerAddress(), fmt.Sprint(port)), Protocol: "mecha"})
+		Address: net.JoinHostPort(h.peerAddress(), fmt.Sprint(port)), Protocol: "mecha", Labels: h.s.Labels})
 	if err != nil && ctx.Err() == nil {
 		return fault.New("host.announce", fault.Of(err), "cannot announce this sidecar to name resolution").Because(err)
 	}

@@ -29,6 +29,9 @@ func (h *Sidecar) openPolicy() error {
 		o.Record = policyRecorder{h.o.Metrics}
 	}
 	h.policy = policy.New(o)
+	if h.o.Governed != nil {
+		h.o.Governed(h.policy)
+	}
 	c := h.compilePolicy(h.o.Resources)
 	if c.Refused {
 		return fmt.Errorf("traffic policies cannot be used:\n%w", c.Findings.Err())

@@ -68,10 +68,10 @@ type builder struct {
 
 // Part is a part of a chain, for explanations.
 type Part struct {
-	Name  string // of the list above
-	Does  string
-	Rule  string // the policy that asked for it; empty: built in
-	Where string // file:line of that policy
+	Name  string `json:"name"` // of the list above
+	Does  string `json:"does"`
+	Rule  string `json:"rule,omitempty"`  // the policy that asked for it; empty: built in
+	Where string `json:"where,omitempty"` // file:line of that policy
 }
 
 // build compiles the rules for a target.

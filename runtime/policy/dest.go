@@ -34,6 +34,7 @@ func (d *destState) end(o call.Outcome) {
 
 // fleet is the destinations of one policy's routes, watched together.
 type fleet struct {
+	target string
 	mu     sync.Mutex // serialises changes of the list
 	states sync.Map   // name → *destState
 	outs   *outlier.Detector
@@ -93,7 +94,7 @@ func (f *fleet) set(to string, change func(*destState)) {
 }
 
 func (b *builder) newFleet() *fleet {
-	f := &fleet{}
+	f := &fleet{target: b.t.Name}
 	rule, name, e := b.r.source("outlier"), b.t.Name, b.e
 	if b.r.Outlier != nil {
 		f.outs = outlier.New(*b.r.Outlier, func(id string, ejected bool) {

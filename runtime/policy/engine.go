@@ -273,9 +273,11 @@ func (e *Engine) Close() {
 
 // Change is something that happened to a policy's state, for operators.
 type Change struct {
-	At                 time.Time
-	Part, Rule, Target string
-	What               string
+	At     time.Time `json:"at"`
+	Part   string    `json:"part"`
+	Rule   string    `json:"rule,omitempty"`
+	Target string    `json:"target"`
+	What   string    `json:"what"`
 }
 
 // recentChanges keeps the last ones.
@@ -298,6 +300,7 @@ func (e *Engine) changed(c Change) {
 }
 
 func (e *Engine) rejected(r *refusal, c *call.Call) {
+	r.seen.note(r, c)
 	if e.o.Record != nil {
 		e.o.Record.Rejected(kindOf(r.t), r.t.Name, r.part, r.rule, false)
 	}

@@ -36,7 +36,7 @@ func (o observe) Exit(c *call.Call, err error) error {
 // rejection is the error of a call that a policy refuses: never sent, and with the policy's
 // name, so that whoever wonders finds the line.
 func (b *builder) rejection(part, rule string) *refusal {
-	return &refusal{e: b.e, t: b.t, part: part, rule: rule}
+	return &refusal{e: b.e, t: b.t, part: part, rule: rule, seen: kept(b.e, b.stateKey("seen "+part, rule), func() *decision { return &decision{} })}
 }
 
 // refusal makes the errors of one part of a chain and counts them.
@@ -44,6 +44,7 @@ type refusal struct {
 	e          *Engine
 	t          *call.Target
 	part, rule string
+	seen       *decision
 }
 
 // fault is the error of one refused call.

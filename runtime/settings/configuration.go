@@ -193,6 +193,7 @@ type AppAccessPolicy struct {
 	TrustDomain   string            `yaml:"trustDomain"`
 	Namespace     string            `yaml:"namespace"`
 	Operations    []AccessOperation `yaml:"operations"`
+	Line          int               `yaml:"-"`
 }
 
 // AccessOperation is a rule for some paths and verbs.
@@ -200,6 +201,7 @@ type AccessOperation struct {
 	Name     string   `yaml:"name"`
 	HTTPVerb []string `yaml:"httpVerb"`
 	Action   string   `yaml:"action"`
+	Line     int      `yaml:"-"`
 }
 
 // NameResolution chooses and configures the registry.

@@ -107,8 +107,16 @@ func TestConfigurationRefusals(t *testing.T) {
 	}
 	for _, tc := range []struct{ name, text, want string }{
 		{"mTLS", spec("mtls: {enabled: true}"), "spec.mtls.enabled: this version of Mecha does not enforce it"},
-		{"access control that denies", spec("accessControl: {defaultAction: deny}"), "spec.accessControl: this version"},
-		{"access control with policies", spec("accessControl: {policies: [{appId: a}]}"), "spec.accessControl: this version"},
+		{"access control with an unknown default", spec("accessControl: {defaultAction: refuse}"), `c.yaml:5: spec.accessControl.defaultAction: "refuse" is not one of allow, deny`},
+		{"access control with a misspelt default", spec("accessControl: {defaultAction: dney}"), "did you mean deny?"},
+		{"access control with a misspelt field", spec("accessControl: {defaultActon: deny}"), "c.yaml:5: spec.accessControl.defaultActon: unknown field; did you mean defaultAction?"},
+		{"access policy without an app", spec("accessControl:\n    policies:\n    - {trustDomain: public, namespace: default}"), "c.yaml:7: spec.accessControl.policies[0].appId: required"},
+		{"access policy without a trust domain", spec("accessControl: {policies: [{appId: a, namespace: default}]}"), "spec.accessControl.policies[0].trustDomain: required"},
+		{"access policy without a namespace", spec("accessControl: {policies: [{appId: a, trustDomain: public}]}"), "spec.accessControl.policies[0].namespace: required"},
+		{"access policy with an unknown default", spec("accessControl: {policies: [{appId: a, trustDomain: public, namespace: n, defaultAction: maybe}]}"), "spec.accessControl.policies[0].defaultAction: \"maybe\""},
+		{"access rule with an unknown action", spec("accessControl:\n    policies:\n    - {appId: a, trustDomain: public, namespace: n}\n    - appId: b\n      trustDomain: public\n      namespace: n\n      operations:\n      - {name: /x, action: block}"),
+			"c.yaml:12: spec.accessControl.policies[1].operations[0].action: \"block\" is not one of allow, deny"},
+		{"access rule without a name", spec("accessControl: {policies: [{appId: a, trustDomain: public, namespace: n, operations: [{action: deny}]}]}"), "operations[0].name: required"},
 		{"secret scopes", spec("secrets: {scopes: [{storeName: s, defaultAccess: deny}]}"), "spec.secrets.scopes: this version"},
 		{"API rule without protocol", spec("api: {denied: [{name: state, version: v1}]}"), "spec.api.denied.protocol: want http or grpc"},
 		{"wrong type", spec("features: {a: b}"), "spec.features: want a list"},
@@ -125,7 +133,9 @@ func TestConfigurationRefusals(t *testing.T) {
 			}
 		})
 	}
-	for _, ok := range []string{"mtls: {enabled: false}", "accessControl: {}", "accessControl: {defaultAction: Allow}", "secrets: {scopes: []}", "api: {}"} {
+	for _, ok := range []string{"mtls: {enabled: false}", "accessControl: {}", "accessControl: {defaultAction: Allow}", "accessControl: {defaultAction: deny}",
+		"accessControl: {policies: [{appId: a, trustDomain: public, namespace: n, defaultAction: deny, operations: [{name: /x/**, httpVerb: [GET], action: allow}]}]}",
+		"secrets: {scopes: []}", "api: {}"} {
 		file := filepath.Join(writeFiles(t, map[string]string{"c.yaml": spec(ok)}), "c.yaml")
 		if _, _, err := settings.LoadConfiguration([]string{file}, nil); err != nil {
 			t.Errorf("%s: %v", ok, err)

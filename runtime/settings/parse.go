@@ -85,6 +85,9 @@ func Parse(args []string, env func(string) string) (*Settings, error) {
 	if err := s.check(); err != nil {
 		return nil, &ExitError{Code: 1, Err: err}
 	}
+	if err := s.readLabels(env); err != nil {
+		return nil, &ExitError{Code: 1, Err: err}
+	}
 	if err := s.refuse(); err != nil {
 		return nil, &ExitError{Code: 1, Err: err}
 	}

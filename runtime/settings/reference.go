@@ -19,6 +19,8 @@ var environmentDocs = [][2]string{
 	{"DAPR_HTTP_DISABLE_H2C", "true turns off HTTP/2 without TLS on the HTTP API"},
 	{"DAPR_GRPC_MAX_CONN_IDLE", "duration after which idle gRPC connections are closed"},
 	{"DAPR_TRUST_ANCHORS, DAPR_CONTROLPLANE_NAMESPACE, DAPR_CONTROLPLANE_TRUST_DOMAIN, DAPR_SCHEDULER_HOST_ADDRESS_DNS_A", "read; no effect, as this version has no control plane"},
+	{"MECHA_LABELS", "labels announced to other sidecars, for routes to subsets: `version=v2,team=x`; a wrong one stops the start"},
+	{"MECHA_ZONE", "where this sidecar is, `region/zone`; announced as the label `zone`, and where `lb.locality` begins"},
 	{"MECHA_RUNTIME_DIR", "default of `--runtime-dir`"},
 	{"OTEL_*", "read by the trace exporters"},
 }
@@ -79,7 +81,7 @@ These ask for protection that this version does not give. Ignoring them would le
 |---|---|---|
 | flag | ` + "`--enable-mtls`" + ` | traffic between sidecars is not encrypted |
 | Configuration | ` + "`spec.mtls.enabled: true`" + ` | traffic between sidecars is not encrypted |
-| Configuration | ` + "`spec.accessControl`" + ` with policies or a default action other than ` + "`allow`" + ` | every app may call this one |
+| Configuration | ` + "`spec.accessControl`" + ` with unknown fields, actions other than ` + "`allow` and `deny`" + `, a policy without ` + "`appId`, `trustDomain` or `namespace`" + `, or an operation without ` + "`name`" + ` | a rule that is not understood protects nothing |
 | Configuration | ` + "`spec.secrets.scopes`" + `, not empty | there are no secret stores yet |
 | Configuration | ` + "`spec.api`" + ` rules with a protocol other than ` + "`http` or `grpc`" + ` | the rule hides nothing |
 | Component | ` + "`primaryEncryptionKey`, `secondaryEncryptionKey`" + ` of a state store | state is stored in clear |
@@ -88,7 +90,7 @@ These ask for protection that this version does not give. Ignoring them would le
 
 A component that is refused is left out instead when it has ` + "`ignoreErrors: true`" + `.
 
-Only a warning: Resiliency resources (read and checked, not applied yet), ` + "`spec.workflow`" + `, unknown fields (with the
+Only a line in the log: a Resiliency with an error (it is left out as a whole), ` + "`spec.workflow`" + `, unknown fields (with the
 nearest known name), ` + "`secretKeyRef`" + ` (the value stays empty until there are secret stores), ` + "`--mode kubernetes`" + `
 (resources are read from files). A document that cannot be used is reported and left out; the others of its file are
 loaded. ` + "`mecha check`" + ` reports all of these as errors.

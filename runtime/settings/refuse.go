@@ -18,9 +18,7 @@ func (s *strict) configuration(c *Configuration) {
 	if m := c.MTLS; m != nil && m.Enabled {
 		refuse(m.Line, "spec.mtls.enabled", "traffic between sidecars would not be encrypted; set it to false to accept that")
 	}
-	if a := c.AccessControl; a != nil && !a.allowsAll() {
-		refuse(a.Line, "spec.accessControl", "every app could call this one; remove the section to accept that")
-	}
+	s.accessControl(c.AccessControl)
 	if x := c.Secrets; x != nil && len(x.Scopes) > 0 {
 		refuse(x.Line, "spec.secrets.scopes", "there are no secret stores yet; remove the section")
 	}
@@ -38,9 +36,49 @@ func (s *strict) configuration(c *Configuration) {
 	}
 }
 
-// allowsAll tells whether the section permits what its absence would permit.
-func (a *AccessControl) allowsAll() bool {
-	return (a.DefaultAction == "" || strings.EqualFold(a.DefaultAction, "allow")) && len(a.Policies) == 0
+// accessControl checks the section that says who may call the app. Nothing in it is passed over:
+// a rule that is not understood is one that protects nobody, so even unknown fields are errors.
+func (s *strict) accessControl(a *AccessControl) {
+	if a == nil {
+		return
+	}
+	const at = "spec.accessControl"
+	for i := range s.found {
+		if strings.HasPrefix(s.found[i].Key, at+".") {
+			s.found[i].Severity = conf.Error
+			s.found[i].Msg = strings.TrimSuffix(s.found[i].Msg, ", ignored")
+		}
+	}
+	s.action(a.Line, at+".defaultAction", a.DefaultAction)
+	for i := range a.Policies {
+		p := &a.Policies[i]
+		key := fmt.Sprintf("%s.policies[%d]", at, i)
+		s.required(p.Line, key+".appId", p.AppID)
+		s.required(p.Line, key+".trustDomain", p.TrustDomain)
+		s.required(p.Line, key+".namespace", p.Namespace)
+		s.action(p.Line, key+".defaultAction", p.DefaultAction)
+		for j, o := range p.Operations {
+			op := fmt.Sprintf("%s.operations[%d]", key, j)
+			s.required(o.Line, op+".name", o.Name)
+			s.action(o.Line, op+".action", o.Action)
+		}
+	}
+}
+
+func (s *strict) required(line int, key, value string) {
+	if value == "" {
+		s.add(conf.Error, line, key, "required, but not given")
+	}
+}
+
+// action checks a word that decides; empty leaves the decision to what is around it.
+func (s *strict) action(line int, key, word string) {
+	switch strings.ToLower(word) {
+	case "", "allow", "deny":
+	default:
+		s.add(conf.Error, line, key, "%q is not one of allow, deny", word)
+		s.found[len(s.found)-1].Nearest = conf.Nearest(word, []string{"allow", "deny"})
+	}
 }
 
 func apiRules(c *Configuration, allowed bool) []APIRule {

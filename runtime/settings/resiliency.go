@@ -13,7 +13,7 @@ import (
 	"github.com/mecha-project/mecha/components/conf"
 )
 
-// Resiliency is a Resiliency resource. It is read and checked; no layer applies it yet.
+// Resiliency is a Resiliency resource, as runtime/policy/file applies it.
 type Resiliency struct {
 	Resource
 	Timeouts map[string]time.Duration
@@ -115,10 +115,12 @@ func readResiliency(d document) (Resiliency, conf.Findings, bool) {
 		}
 		s.targets(r)
 		s.found[before:].Sort() // maps have no order; reports must
-		s.add(conf.Warning, r.Line, "kind", "Resiliency %q is read and checked, but its policies are not applied yet", r.Metadata.Name)
 	})
 	out := Resiliency{Resource: doc.resource(), Retries: doc.Spec.Policies.Retries, Breakers: doc.Spec.Policies.Breakers,
 		Targets: doc.Spec.Targets, Timeouts: map[string]time.Duration{}}
+	for i := range found {
+		found[i].Of = KindResiliency + " " + out.Name
+	}
 	for name, t := range doc.Spec.Policies.Timeouts {
 		out.Timeouts[name] = t.Std()
 	}

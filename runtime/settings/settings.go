@@ -72,9 +72,10 @@ type Settings struct {
 	Namespace         string // "default" when NAMESPACE is not set
 	NamespaceGiven    string // NAMESPACE as it is; filters and key prefixes use this one
 	PodName           string
-	APIToken          conf.Secret // callers of the API must show it; empty means anybody may call
-	AppToken          conf.Secret // shown to the app; empty means none
-	HostIP            string      // DAPR_HOST_IP: the address to announce; empty means to find one
+	APIToken          conf.Secret       // callers of the API must show it; empty means anybody may call
+	AppToken          conf.Secret       // shown to the app; empty means none
+	HostIP            string            // DAPR_HOST_IP: the address to announce; empty means to find one
+	Labels            map[string]string // announced with the address, for routes; MECHA_LABELS, and MECHA_ZONE as "zone"
 	TrustAnchors      string
 	ComponentsSockets string // folder of pluggable components' sockets; empty means the default
 

@@ -179,6 +179,10 @@ func (s *strict) object(n *yaml.Node, v reflect.Value, path string) {
 		name := textOf(n.Content[i])
 		lower := strings.ToLower(name)
 		f, known := fields[lower]
+		if !known { // a key like on, which YAML 1.1 takes for true
+			name, lower = n.Content[i].Value, strings.ToLower(n.Content[i].Value)
+			f, known = fields[lower]
+		}
 		switch {
 		case !known && v.Type() == typeMeta: // Kubernetes keeps more there than we need
 		case !known:

@@ -374,7 +374,7 @@ func TestRefusedStarts(t *testing.T) {
 		{"configuration missing", append(ports(), "--app-id=a", "--config="+filepath.Join(dir, "none.yaml")), 1, []string{"error loading configuration", "none.yaml"}},
 		{"component of unknown type", append(ports(), "--app-id=a", "--resources-path="+mkdir("type", "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: store}\nspec: {type: state.nosuch, version: v1}\n")), 1,
 			[]string{"store", "state.nosuch", "Fatal error from runtime"}},
-		{"access control", append(ports(), "--app-id=a", "--config="+file("acl.yaml", "apiVersion: dapr.io/v1alpha1\nkind: Configuration\nmetadata: {name: c}\nspec: {accessControl: {defaultAction: deny}}\n")), 1, []string{"accessControl"}},
+		{"access control", append(ports(), "--app-id=a", "--config="+file("acl.yaml", "apiVersion: dapr.io/v1alpha1\nkind: Configuration\nmetadata: {name: c}\nspec: {accessControl: {defaultAction: refuse}}\n")), 1, []string{"acl.yaml:4", "accessControl.defaultAction"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

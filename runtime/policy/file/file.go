@@ -106,28 +106,28 @@ func empty(s *policy.Spec) bool {
 // component kinds that policies name: others have no components.
 var componentKinds = map[string]call.Kind{"state": call.State, "publish": call.Publish}
 
-// reach are the kinds and plain names a policy is for; names is empty when it is for any.
-func reach(s *policy.Spec) (kinds []call.Kind, names []string, certain bool) {
-	certain = len(s.Match) > 0
+// reach are the kinds of components a policy is for, each with the plain names it is to have:
+// those of the entries of match that say both. No names means any.
+func reach(s *policy.Spec) (kinds []call.Kind, names map[call.Kind][]string) {
+	names = map[call.Kind][]string{}
 	for i := range s.Match {
 		m := &s.Match[i]
-		if len(m.Kind) == 0 || len(m.Dest) == 0 {
-			certain = false
-		}
 		for _, k := range m.Kind {
-			if kind, ok := componentKinds[strings.ToLower(k)]; ok && !slices.Contains(kinds, kind) {
-				kinds = append(kinds, kind)
-			} else if !ok {
-				certain = false
+			kind, ok := componentKinds[strings.ToLower(k)]
+			if !ok {
+				continue
 			}
-		}
-		for _, d := range m.Dest {
-			if !strings.Contains(d, "*") && !slices.Contains(names, d) {
-				names = append(names, d)
+			if !slices.Contains(kinds, kind) {
+				kinds = append(kinds, kind)
+			}
+			for _, d := range m.Dest {
+				if !strings.Contains(d, "*") && !slices.Contains(names[kind], d) {
+					names[kind] = append(names[kind], d)
+				}
 			}
 		}
 	}
-	return kinds, names, certain
+	return kinds, names
 }
 
 // names checks what the policies point at, and finds the names that exist only in them.
@@ -138,9 +138,9 @@ func (c *compiler) names() {
 	bad := map[int]bool{}
 	for i := range c.out.Snapshot.Policies {
 		pol, p := &c.out.Snapshot.Policies[i], c.from[i]
-		kinds, names, _ := reach(&pol.Spec)
+		kinds, names := reach(&pol.Spec)
 		for _, kind := range kinds {
-			if !c.destinations(p, &pol.Spec, kind, names) {
+			if !c.destinations(p, &pol.Spec, kind, names[kind]) {
 				bad[i] = true
 			}
 		}
