@@ -159,7 +159,7 @@ func buildSidecar(ctx context.Context, set *settings.Settings, log *slog.Logger)
 		return err
 	}
 	for _, f := range resources.Findings {
-		log.Warn(f.String())
+		host.LogFinding(log, f)
 	}
 	metrics, tracer, err := openTelemetry(set, config, log)
 	if err != nil {

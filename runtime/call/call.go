@@ -310,7 +310,7 @@ func (c *Call) Done(err error) { c.Ended(err, Status{}) }
 // failure although err is nil.
 func (c *Call) Ended(err error, st Status) {
 	c.leave(&c.try, err, st)
-	c.Err, c.Outcome = c.try.Err, c.try.Outcome
+	c.Err, c.Outcome = c.reached(c.try.Err), c.try.Outcome
 	if c.try.Err == nil {
 		c.try.settle() // the answer is still to be read, without this attempt's deadline
 		return

@@ -39,6 +39,11 @@ func Run[A, T any](c *Call, arg A, keep func(A) A, drop func(T), fn func(context
 		out, st, err = fn(c.Context(), &c.try, arg)
 		c.Ended(err, st)
 	}
+	if c.Err != nil && drop != nil { // the answer of an attempt whose repetition was refused
+		drop(out)
+		var none T
+		out = none
+	}
 	return out, c.Err
 }
 

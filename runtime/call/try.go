@@ -120,7 +120,17 @@ func (c *Call) enter(t *Try) bool {
 func (c *Call) refused(t *Try, err error) {
 	c.leave(t, err, Status{})
 	t.cancel()
-	c.Err, c.Outcome = t.Err, t.Outcome
+	c.Err, c.Outcome = c.reached(t.Err), t.Outcome
+}
+
+// reached is an attempt's error as the error of the call: a last attempt that was never sent
+// does not undo an earlier one that may have been.
+func (c *Call) reached(err error) error {
+	if !c.pin || fault.SentOf(err) != fault.SentNever {
+		return err
+	}
+	return &fault.Error{Op: "call.Do", Code: fault.Of(err), Reason: fault.ReasonOf(err), Sent: fault.SentMaybe,
+		After: fault.AfterOf(err), Rule: fault.RuleOf(err), Err: err}
 }
 
 // leave ends an attempt.

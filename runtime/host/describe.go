@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/mecha-project/mecha/runtime/about"
+	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/telemetry"
 )
 
@@ -62,13 +63,29 @@ func (h *Sidecar) appHealth() *about.AppHealth {
 }
 
 // invokeRecorder gives invoke's figures to the metrics.
-type invokeRecorder struct{ m *telemetry.Metrics }
+type invokeRecorder struct {
+	m *telemetry.Metrics
+	// judged is set when the access control counts who is let in.
+	judged bool
+}
 
 func (r invokeRecorder) InvokeReqSent(app, kind string) { r.m.InvokeReqSent(app, kind) }
 func (r invokeRecorder) InvokeReqRecv(app string) {
 	r.m.InvokeReqRecv(app)
-	r.m.ACL("", "", "", true, true) // there are no access policies yet: the default action allows
+	if !r.judged {
+		r.m.ACL("", "", "", true, true) // without access control, its default action allows
+	}
 }
+
+// countAccess counts what the access control decides. Only who is proven has a name there:
+// others could write what they like.
+func (h *Sidecar) countAccess(caller call.Caller, global, allowed bool) {
+	if !caller.Proven {
+		caller = call.Caller{}
+	}
+	h.o.Metrics.ACL(caller.App, "", caller.Namespace, global, allowed)
+}
+
 func (r invokeRecorder) InvokeResSent(app string, status int) {
 	r.m.InvokeResSent(app, statusText(status))
 }

@@ -118,24 +118,26 @@ type Listeners struct {
 
 // Sidecar is one running sidecar.
 type Sidecar struct {
-	o        Options
-	s        *settings.Settings
-	log      *slog.Logger
-	self     identity.Self
-	about    *about.Sidecar
-	catalog  *catalog.Catalog
-	policy   *policy.Engine
-	away     []file.Away // names that exist in policy only; written by settle, then by its watcher
-	registry block.Registry
-	app      *app.App
-	appSide  AppSide
-	services *Services
-	servers  []Server
-	edges    sync.WaitGroup
-	watching sync.WaitGroup     // for changes of policy
-	cut      context.CancelFunc // breaks what the edges still serve
-	lost     chan error         // an edge that ended by itself
-	ending   atomic.Bool        // told to end: subscriptions stay stopped
+	o         Options
+	s         *settings.Settings
+	log       *slog.Logger
+	self      identity.Self
+	about     *about.Sidecar
+	catalog   *catalog.Catalog
+	policy    *policy.Engine
+	judges    bool                  // the access control judges calls from other apps
+	resilient []settings.Resiliency // those in force; written by openPolicy, then by the watcher
+	away      []file.Away           // names that exist in policy only; written by settle, then by its watcher
+	registry  block.Registry
+	app       *app.App
+	appSide   AppSide
+	services  *Services
+	servers   []Server
+	edges     sync.WaitGroup
+	watching  sync.WaitGroup     // for changes of policy
+	cut       context.CancelFunc // breaks what the edges still serve
+	lost      chan error         // an edge that ended by itself
+	ending    atomic.Bool        // told to end: subscriptions stay stopped
 }
 
 // Run builds the sidecar and keeps it alive until ctx ends, a stop is requested over the API,
@@ -277,7 +279,7 @@ func (h *Sidecar) buildServices(l Listeners) error {
 	}
 	inv := invoke.New(invoke.Options{Self: h.self, HostIP: h.s.HostAddress(), HostName: hostName, Local: h.app,
 		Peers: h.o.Edges.Peers(), External: h.o.Edges.External(), Registry: h.registry, Endpoints: endpoints,
-		Record: invokeRecorder{h.o.Metrics}, Tracing: h.o.Tracing, Log: h.log, Govern: h.policy.Govern})
+		Record: invokeRecorder{m: h.o.Metrics, judged: h.judges}, Tracing: h.o.Tracing, Log: h.log, Govern: h.policy.Govern})
 	ps := pubsub.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.subscription"), Recorder: h.o.Metrics, Tracing: h.o.Tracing,
 		Inbound: func(component string) *call.Target {
 			t := &call.Target{Kind: call.Deliver, Direction: call.Inbound, Name: component, Namespace: h.self.Namespace}

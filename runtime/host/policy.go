@@ -3,11 +3,14 @@ package host
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/catalog"
@@ -24,7 +27,7 @@ func (h *Sidecar) openPolicy() error {
 	if found := h.o.Resources.Refused; len(found) > 0 {
 		return fmt.Errorf("traffic policies cannot be used:\n%w", found.Err())
 	}
-	o := policy.Options{Log: h.log, Probe: h.probe, Ping: h.ping}
+	o := policy.Options{Log: h.log, Probe: h.probe, Ping: h.ping, Judged: h.countAccess}
 	if h.o.Metrics != nil {
 		o.Record = policyRecorder{h.o.Metrics}
 	}
@@ -37,23 +40,38 @@ func (h *Sidecar) openPolicy() error {
 		return fmt.Errorf("traffic policies cannot be used:\n%w", c.Findings.Err())
 	}
 	for _, f := range c.Findings {
-		if len(c.Resiliencies) < len(h.o.Resources.Resiliencies) && strings.Contains(f.Key, "spec.policies.") && f.Severity > 0 {
-			h.log.Error("Could not read resiliency policy " + f.String())
-			continue
-		}
-		h.log.Warn(f.String())
+		LogFinding(h.log, f)
 	}
-	for i := range c.Resiliencies {
-		r := &c.Resiliencies[i]
-		h.log.Info("Loading Resiliency configuration: " + r.Name)
-		h.o.Metrics.ResiliencyLoaded(r.Name, r.Namespace)
+	h.loaded(c.Resiliencies)
+	if h.judges = c.Snapshot.Access != nil; h.judges {
+		h.log.Info("Calls from other apps pass " + c.Snapshot.Access.String())
 	}
+	h.resilient = c.Resiliencies
 	for i := range c.Snapshot.Policies {
 		h.log.Info("Loading TrafficPolicy: " + c.Snapshot.Policies[i].Name)
 	}
 	h.away = c.Away
 	h.policy.Swap(c.Snapshot)
 	return nil
+}
+
+// LogFinding tells what is wrong with a resource. A Resiliency with an error is left out as a
+// whole, which Dapr tells in these words.
+func LogFinding(log *slog.Logger, f conf.Finding) {
+	name, ok := strings.CutPrefix(f.Of, settings.KindResiliency+" ")
+	if !ok || f.Severity != conf.Error {
+		log.Warn(f.String())
+		return
+	}
+	log.Error(fmt.Sprintf("Could not read resiliency policy %s: %s: %s", name, f.Position(), f.Text()))
+}
+
+// loaded tells of Resiliency resources that come into force.
+func (h *Sidecar) loaded(list []settings.Resiliency) {
+	for i := range list {
+		h.log.Info("Loading Resiliency configuration: " + list[i].Name)
+		h.o.Metrics.ResiliencyLoaded(list[i].Name, list[i].Namespace)
+	}
 }
 
 // compilePolicy makes a snapshot of resources and the configuration.
@@ -122,30 +140,59 @@ func (h *Sidecar) watchPolicy(ctx context.Context) {
 		return
 	}
 	defer w.Close()
-	if _, err := w.Load(); err != nil {
+	now, err := w.Load()
+	if err != nil {
 		log.Warn("resource folders are not watched; changes need a restart: " + err.Error())
 		return
 	}
-	_ = w.Run(ctx, func(d settings.Diff) {
-		for _, f := range d.Findings {
-			log.Warn(f.String())
+	h.changePolicy(log, now, settings.Compare(h.o.Resources, now)) // what changed since the start
+	_ = w.Run(ctx, func(d settings.Diff) { h.changePolicy(log, w.Resources(), d) })
+}
+
+// changePolicy puts what the folders hold now in force.
+func (h *Sidecar) changePolicy(log *slog.Logger, now *settings.Resources, d settings.Diff) {
+	for _, f := range d.Findings {
+		LogFinding(log, f)
+	}
+	if d.Policies.Empty() && d.Resiliencies.Empty() {
+		return
+	}
+	c := h.compilePolicy(now)
+	for _, f := range c.Findings {
+		LogFinding(log, f)
+	}
+	fine := c.Resiliencies
+	if kept, ok := h.keepResilient(now, fine); ok {
+		c = h.compilePolicy(kept)
+	}
+	if c.Refused {
+		log.Error("the changed traffic policies are not used; those before stay in force")
+		return
+	}
+	h.away, h.resilient = c.Away, c.Resiliencies
+	h.policy.Swap(c.Snapshot)
+	h.placeAway()
+	h.loaded(slices.DeleteFunc(append(d.Resiliencies.Added, d.Resiliencies.Changed...), func(r settings.Resiliency) bool { return !named(fine, r.Name) }))
+	log.Info(fmt.Sprintf("traffic policy changed: %d TrafficPolicy and %d Resiliency resources are in force", len(c.Snapshot.Policies), len(c.Resiliencies)))
+}
+
+// keepResilient puts those that were in force before in the place of Resiliency resources that
+// are not fine now; ok is false when there is nothing to put back.
+func (h *Sidecar) keepResilient(now *settings.Resources, fine []settings.Resiliency) (out *settings.Resources, ok bool) {
+	all := *now
+	all.Resiliencies = slices.Clone(now.Resiliencies)
+	for i := range all.Resiliencies {
+		name := all.Resiliencies[i].Name
+		at := slices.IndexFunc(h.resilient, func(r settings.Resiliency) bool { return r.Name == name })
+		if at >= 0 && !named(fine, name) {
+			all.Resiliencies[i], ok = h.resilient[at], true
 		}
-		if d.Policies.Empty() && d.Resiliencies.Empty() {
-			return
-		}
-		c := h.compilePolicy(w.Resources())
-		for _, f := range c.Findings {
-			log.Warn(f.String())
-		}
-		if c.Refused {
-			log.Error("the changed traffic policies are not used; those before stay in force")
-			return
-		}
-		h.away = c.Away
-		h.policy.Swap(c.Snapshot)
-		h.placeAway()
-		log.Info(fmt.Sprintf("traffic policy changed: %d TrafficPolicy and %d Resiliency resources are in force", len(c.Snapshot.Policies), len(c.Resiliencies)))
-	})
+	}
+	return &all, ok
+}
+
+func named(list []settings.Resiliency, name string) bool {
+	return slices.ContainsFunc(list, func(r settings.Resiliency) bool { return r.Name == name })
 }
 
 // probe asks an endpoint of an app how it is.

@@ -160,36 +160,50 @@ type accessControl struct {
 // Enter judges a call that arrived. Without a proven identity no policy that allows can fit,
 // and every one that denies might.
 func (a *accessControl) Enter(ctx context.Context, c *call.Call) (context.Context, error) {
-	if a.a.allows(c) {
+	if a.own(c) {
 		return ctx, nil
 	}
-	verb := c.Op
-	if strings.HasPrefix(verb, "/") {
-		verb = "NONE"
+	allowed, global := a.a.judge(c)
+	if judged := a.refuse.e.o.Judged; judged != nil {
+		judged(c.Caller, global, allowed)
 	}
-	return nil, a.refuse.fault(c, fault.Denied, "access control policy has denied access to id: %s operation: %s verb: %s", c.Caller.App, strings.TrimPrefix(c.Resource, "/"), verb).With(fault.AccessDenied)
+	if allowed {
+		return ctx, nil
+	}
+	verb, operation := c.Op, strings.TrimPrefix(c.Resource, "/")
+	if strings.HasPrefix(verb, "/") {
+		verb, operation = "NONE", c.Op // a gRPC full method, as Dapr writes it
+	}
+	return nil, a.refuse.fault(c, fault.Denied, "access control policy has denied access to id: %s operation: %s verb: %s", c.Caller.App, operation, verb).With(fault.AccessDenied)
+}
+
+// own tells whether the app calls itself. It needs no leave, and is none of the callers counted.
+func (a *accessControl) own(c *call.Call) bool {
+	return c.Caller.Proven && c.Caller.App == a.refuse.t.Name && c.Caller.Namespace == a.refuse.t.Namespace
 }
 
 func (a *accessControl) Exit(_ *call.Call, err error) error { return err }
 
-func (a *Access) allows(c *call.Call) bool {
+// judge decides about a call. global tells that the default action did, rather than the policy
+// of an app.
+func (a *Access) judge(c *call.Call) (allowed, global bool) {
 	if c.Caller.Proven {
 		for i := range a.Policies {
 			if p := &a.Policies[i]; p.App == c.Caller.App && p.Namespace == c.Caller.Namespace {
-				return !p.denies(c)
+				return !p.denies(c), false
 			}
 		}
-		return !a.Deny
+		return !a.Deny, true
 	}
 	if a.Deny {
-		return false
+		return false, true
 	}
 	for i := range a.Policies {
 		if a.Policies[i].denies(c) {
-			return false
+			return false, false
 		}
 	}
-	return true
+	return true, true
 }
 
 func (p *AccessPolicy) denies(c *call.Call) bool {
@@ -216,9 +230,10 @@ func (o *AccessOperation) fitsVerb(verb string) bool {
 	return len(o.Verbs) == 0
 }
 
-// fitsPath compares segment by segment. HTTP paths compare without regard to case.
+// fitsPath compares segment by segment. HTTP paths compare without regard to case. Paths have
+// no slash at their end any more, so that of a rule is left out too.
 func (o *AccessOperation) fitsPath(path string, isGRPC bool) bool {
-	name := "/" + strings.TrimPrefix(o.Name, "/")
+	name := "/" + strings.Trim(o.Name, "/")
 	if !isGRPC {
 		name, path = strings.ToLower(name), strings.ToLower(path)
 	}

@@ -108,7 +108,7 @@ func (b *builder) daprBreaker(d *DaprBreaker) string {
 		s.key = func(c *call.Call, _ *call.Try) string { return c.Resource }
 	} else {
 		s.own = kept(b.e, b.stateKey("daprbreaker", d.Name), func() *breaker.Breaker {
-			return b.e.newBreaker(b.t, d.Name, d.Name+"-"+b.t.Name, d.Config, series)
+			return b.e.newBreaker(b.t, d.Name, d.Policy+"-"+b.t.Name, d.Config, series)
 		})
 		s.own.Reconfigure(d.Config)
 	}

@@ -23,7 +23,7 @@ func balancing(b *builder) (does, field string) {
 	}
 	cfg, words := b.balanceConfig()
 	p := &picker{e: b.e, target: b.t, cfg: cfg, outlier: b.r.Outlier, health: b.r.Health,
-		name: b.stateKey("cluster", b.r.source("lb")+"+"+b.r.source("outlier")+"+"+b.r.source("health")), rule: b.r.source("outlier")}
+		name: b.stateKey("cluster", b.r.source("lb")+ruleSep+b.r.source("outlier")+ruleSep+b.r.source("health")), rule: b.r.source("outlier")}
 	if b.r.LB != nil {
 		p.hash, p.sticky = compileHash(b.r.LB.Hash), b.r.LB.Sticky
 	}

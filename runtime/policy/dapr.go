@@ -24,6 +24,7 @@ type Resilience struct {
 // Named says which policy of which resource it is.
 type Named struct {
 	Resource, Namespace string
+	Policy              string // its name in the resource
 	Name                string // as explanations and rejections show it
 }
 
@@ -99,6 +100,17 @@ func (b *builder) series(n Named, policy string) Series {
 	return b.e.o.Record.Resilience(SeriesID{Name: n.Resource, Namespace: n.Namespace, Policy: policy, Direction: direction, Target: daprTarget(b.t)})
 }
 
+// daprOperation is a call's name in Dapr's log lines about retries, which people look for.
+func daprOperation(c *call.Call) string {
+	switch {
+	case c.Target.Kind == call.Service || c.Target.Kind == call.App:
+		return fmt.Sprintf("endpoint[%s, %s:%s]", c.Target.Name, c.Target.Name, c.Resource)
+	case c.Target.Direction == call.Inbound:
+		return fmt.Sprintf("component[%s] input", c.Target.Name)
+	}
+	return fmt.Sprintf("component[%s] output", c.Target.Name)
+}
+
 // daprTarget is a target's name in Dapr's metrics.
 func daprTarget(t *call.Target) string {
 	switch t.Kind {
@@ -155,6 +167,7 @@ func (b *builder) daprRetry(r *DaprRetry) string {
 		if series != nil && c.Attempt == 1 {
 			series.Activate(NoState)
 		}
+		b.e.log.Warn(fmt.Sprintf("Error processing operation %s. Retrying in %v…", daprOperation(c), pause))
 		return pause, true
 	}
 	times := "without limit"

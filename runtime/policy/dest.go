@@ -56,7 +56,7 @@ func (b *builder) destState(to string) *destState {
 	if b.service() || (b.r.Outlier == nil && b.r.Health == nil) {
 		return nil
 	}
-	f := kept(b.e, b.stateKey("fleet", b.r.source("route")+"+"+b.r.source("outlier")+"+"+b.r.source("health")), func() *fleet { return b.newFleet() })
+	f := kept(b.e, b.stateKey("fleet", b.r.source("route")+ruleSep+b.r.source("outlier")+ruleSep+b.r.source("health")), func() *fleet { return b.newFleet() })
 	return f.state(b, to)
 }
 

@@ -43,6 +43,9 @@ type Options struct {
 	Probe func(ctx context.Context, app string, to call.Endpoint, path string) error
 	// Ping asks a component. Nil: components are not checked.
 	Ping func(ctx context.Context, kind call.Kind, name string) error
+	// Judged is told of every decision of the access control: whether the default action made it
+	// (global) or the policy of an app. Nil: nobody counts.
+	Judged func(caller call.Caller, global, allowed bool)
 }
 
 // Engine compiles policy for targets and keeps what survives a change of it. It is safe for
@@ -219,6 +222,12 @@ func (b *builder) stateKey(what, rule string) string {
 	return fmt.Sprintf("%s\x00%s\x00%s/%d/%s.%s", rule, what, kindOf(b.t), b.t.Direction, b.t.Name, b.t.Namespace)
 }
 
+// ruleSep stands between the policies that an object belongs to; no name can hold it.
+const ruleSep = "\x01"
+
+// resiliencyPrefix begins the names of what Resiliency resources say; see Named.
+const resiliencyPrefix = "Resiliency "
+
 // kept is the object of a key, made on first use. It survives changes of policy, until its
 // policy is gone.
 func kept[T any](e *Engine, key string, create func() T) T {
@@ -247,8 +256,8 @@ func (e *Engine) forget(s *Snapshot) {
 	}
 	e.objects.Range(func(key, o any) bool {
 		rule, _, _ := strings.Cut(key.(string), "\x00")
-		for name := range strings.SplitSeq(rule, "+") {
-			if !alive[name] && !strings.Contains(name, " ") { // Resiliency names have one
+		for name := range strings.SplitSeq(rule, ruleSep) {
+			if !alive[name] && !strings.HasPrefix(name, resiliencyPrefix) {
 				e.objects.Delete(key)
 				if c, ok := o.(interface{ Close() }); ok {
 					go c.Close() // may wait for a copy or a probe in progress

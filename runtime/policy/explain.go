@@ -84,7 +84,7 @@ func foresee(chain *call.Chain, c *call.Call) (to, refused string) {
 				return "", "policy " + l.refuse.rule + ", rule " + rule
 			}
 		case *accessControl:
-			if !l.a.allows(c) {
+			if allowed, _ := l.a.judge(c); !allowed && !l.own(c) {
 				return "", "access control"
 			}
 		}

@@ -60,7 +60,7 @@ func (l *inject) Enter(ctx context.Context, c *call.Call) (context.Context, erro
 		select {
 		case <-t.C:
 		case <-ctx.Done():
-			return nil, fault.Wrap("policy", fault.Canceled, ctx.Err())
+			return nil, fault.New("policy", fault.Of(ctx.Err()), "delayed by policy %s", l.refuse.rule).WithSent(fault.SentNever).WithRule(l.refuse.rule).Because(ctx.Err())
 		}
 	}
 	if l.abortShare > 0 && chosen(c, l.abortShare, l.abortHeader) {

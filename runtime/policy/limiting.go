@@ -135,7 +135,7 @@ func (s *caps) Enter(c *call.Call, t *call.Try) (call.Token, error) {
 		}
 		tok.N = heldRetry
 	}
-	switch cap.Acquire(t.Ctx) {
+	switch s.acquire(cap, t) {
 	case limit.Acquired:
 		return tok, nil
 	case limit.Ended:
@@ -145,6 +145,18 @@ func (s *caps) Enter(c *call.Call, t *call.Try) (call.Token, error) {
 	}
 	s.give(cap, tok)
 	return tok, s.refuse.fault(c, fault.Exhausted, "%d calls are in progress and as many wait as may (policy %s)", s.max, s.refuse.rule)
+}
+
+// acquire takes a place. A hedge does not wait for one: it could be the one that the attempt
+// beside it holds.
+func (s *caps) acquire(cap *limit.Caps, t *call.Try) limit.Verdict {
+	if !t.Extra {
+		return cap.Acquire(t.Ctx)
+	}
+	if cap.TryAcquire() {
+		return limit.Acquired
+	}
+	return limit.RefusedFull
 }
 
 func (s *caps) give(cap *limit.Caps, tok call.Token) {

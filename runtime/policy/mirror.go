@@ -101,6 +101,10 @@ func newMirrorLanes(e *Engine, rule, target string) *mirrorLanes {
 // Close drops what waits and stops what runs.
 func (m *mirrorLanes) Close() {
 	m.closed.Store(true)
+	for i := range m.lanes { // whoever has not seen it has started its goroutine after this
+		m.lanes[i].mu.Lock()
+		m.lanes[i].mu.Unlock() //nolint:staticcheck // waits for those in add
+	}
 	m.cancel()
 	m.running.Wait()
 }

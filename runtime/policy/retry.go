@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -136,6 +137,9 @@ func (s statusSet) has(status int) bool {
 	return false
 }
 
+// longestBase keeps ten times a backoff within 64 bits.
+const longestBase = time.Duration(math.MaxInt64 / 10)
+
 // retry is a policy's own.
 type retry struct {
 	max         int
@@ -150,7 +154,7 @@ type retry struct {
 
 func (b *builder) ownRetry(p *Retry) string {
 	r := &retry{max: 2, on: retryOn(p.On), base: cmp.Or(p.Backoff.Base, 25*time.Millisecond), atLeastOnce: p.AtLeastOnce, nested: p.Nested}
-	r.limit = cmp.Or(p.Backoff.Max, 10*r.base)
+	r.limit = cmp.Or(p.Backoff.Max, 10*min(r.base, longestBase))
 	if p.Max != nil {
 		r.max = *p.Max
 	}
@@ -188,11 +192,23 @@ func (r *retry) decide(c *call.Call, err error) (time.Duration, bool) {
 		return 0, false
 	}
 	r.series.retried()
-	pause := time.Duration(rand.Int64N(int64(min(r.base<<min(c.Attempt-1, 20), r.limit)) + 1))
+	pause := time.Duration(rand.Int64N(int64(r.most(c.Attempt)) + 1))
 	if after := fault.AfterOf(err); after > 0 && c.Outcome == call.Throttled {
 		pause = max(pause, after)
 	}
 	return pause, true
+}
+
+// most is the longest pause after an attempt.
+func (r *retry) most(attempt int) time.Duration {
+	d := r.base
+	for range attempt - 1 {
+		if d >= r.limit/2 { // also keeps the double within 64 bits
+			return r.limit
+		}
+		d *= 2
+	}
+	return min(d, r.limit)
 }
 
 // worth tells whether the outcome is one that another attempt may better.

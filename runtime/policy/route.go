@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 
 	"github.com/mecha-project/mecha/components/fault"
@@ -41,8 +42,8 @@ func routing(b *builder) (does, field string) {
 		w.state = b.destState(w.to)
 		s.ways = append(s.ways, w)
 		words = append(words, fmt.Sprintf("%s %v", strings.TrimSuffix(w.name, "/"), w.weight))
-		s.last = max(s.last, d.Priority)
 	}
+	s.rank()
 	by := b.splitBy(s.data)
 	if by != "random" {
 		s.key = keyOf(by)
@@ -52,6 +53,21 @@ func routing(b *builder) (does, field string) {
 	}
 	b.step(s)
 	return strings.Join(words, ", ") + " by " + by, "route"
+}
+
+// rank numbers the priorities from 0 without gaps: what the first ones are is relative, and the
+// ways of a priority may all have weight 0.
+func (s *route) rank() {
+	var all []int
+	for i := range s.ways {
+		all = append(all, s.ways[i].priority)
+	}
+	slices.Sort(all)
+	all = slices.Compact(all)
+	for i := range s.ways {
+		s.ways[i].priority = slices.Index(all, s.ways[i].priority)
+	}
+	s.last = len(all) - 1
 }
 
 // splitBy is what decides between routes.

@@ -208,10 +208,17 @@ func (c *consumer) failed(ctx context.Context, j *job, err error) time.Duration 
 	switch {
 	case ctx.Err() != nil || c.closing():
 		return 0 // unanswered
-	case fault.Of(err) == fault.NotReady || !c.route.sub.buries():
+	case fault.Of(err) == fault.NotReady || heldBack(err) || !c.route.sub.buries():
 		return c.later(j, err)
 	}
 	return c.bury(ctx, j, err)
+}
+
+// heldBack tells whether policy kept the message from the app because it is too much for now:
+// that says nothing about the message.
+func heldBack(err error) bool {
+	reason := fault.ReasonOf(err)
+	return reason == fault.BreakerOpen || reason == fault.PolicyRejected && (fault.Of(err) == fault.Exhausted || fault.Of(err) == fault.Unavailable)
 }
 
 // discard settles a message nobody wants: it leaves a copy on the dead-letter topic if there

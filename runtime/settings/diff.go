@@ -31,6 +31,12 @@ func (d *Diff) Empty() bool {
 	return d.Components.Empty() && d.Subscriptions.Empty() && d.HTTPEndpoints.Empty() && d.Resiliencies.Empty() && d.Policies.Empty() && len(d.Findings) == 0
 }
 
+// Compare tells what changed between two readings.
+func Compare(before, now *Resources) (d Diff) {
+	d.compare(before, now)
+	return d
+}
+
 func (d *Diff) compare(before, now *Resources) {
 	d.Components.compare(before.Components, now.Components, func(c *Component) *Resource { return &c.Resource })
 	d.Subscriptions.compare(before.Subscriptions, now.Subscriptions, func(s *Subscription) *Resource { return &s.Resource })

@@ -189,6 +189,7 @@ func (c *compiler) circles() {
 		name string
 	}
 	next, where := map[node]string{}, map[node]int{}
+	var nodes []node // in order: what is reported does not change from run to run
 	for i := range c.out.Snapshot.Policies {
 		s := &c.out.Snapshot.Policies[i].Spec
 		if s.Mirror == nil {
@@ -203,13 +204,14 @@ func (c *compiler) circles() {
 				for _, d := range s.Match[j].Dest {
 					if n := (node{strings.ToLower(k), d}); next[n] == "" {
 						next[n], where[n] = s.Mirror.To, i
+						nodes = append(nodes, n)
 					}
 				}
 			}
 		}
 	}
 	bad := map[int]bool{}
-	for n := range next {
+	for _, n := range nodes {
 		if way, round := circle(n.name, func(name string) string { return next[node{n.kind, name}] }); round && !bad[where[n]] {
 			bad[where[n]] = true
 			c.add(c.from[where[n]], conf.Error, "mirror.to", "", "copies go in a circle: %s", strings.Join(way, " → "))

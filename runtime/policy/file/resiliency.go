@@ -32,7 +32,7 @@ func (c *compiler) resilience() *resilience {
 		one := &c.src.Resiliencies[i]
 		found := r.take(one)
 		for _, f := range found {
-			f.File = one.File
+			f.File, f.Of = one.File, settings.KindResiliency+" "+one.Name
 			c.out.Findings = append(c.out.Findings, f)
 		}
 		if found.Err() == nil {
@@ -89,7 +89,7 @@ func (r *resilience) take(s *settings.Resiliency) (found conf.Findings) {
 }
 
 func named(s *settings.Resiliency, name string) policy.Named {
-	return policy.Named{Resource: s.Name, Namespace: s.Namespace, Name: "Resiliency " + s.Name + "/" + name}
+	return policy.Named{Resource: s.Name, Namespace: s.Namespace, Policy: name, Name: "Resiliency " + s.Name + "/" + name}
 }
 
 // builtinService is the policy that calls to other apps have without any of their own.

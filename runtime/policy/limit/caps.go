@@ -122,6 +122,9 @@ func (c *Caps) Acquire(ctx context.Context) Verdict {
 	return Ended
 }
 
+// TryAcquire takes a slot if one is free and nobody waits for it. It never waits itself.
+func (c *Caps) TryAcquire() bool { return c.take() }
+
 // take takes a slot if one is free and nobody waits.
 func (c *Caps) take() bool {
 	for {
