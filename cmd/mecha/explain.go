@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,6 +39,7 @@ func newExplainCommand() *cobra.Command {
 	var folders, configs []string
 	var port int
 	var asJSON bool
+	var live time.Duration
 	cmd := &cobra.Command{
 		Use:   "explain [--metrics-port port | -d folder...] [--kind kind --dest name] [--op operation] ...",
 		Short: "Tell which traffic policy governs a call",
@@ -45,10 +48,12 @@ the chain does, and which policy decided it. It makes no call.
 
 With -d it reads resource files as a sidecar would. With --metrics-port it asks a running
 sidecar, and without --kind that one tells what its policies are doing now: endpoints that
-are ejected, breakers that are open, calls that were refused, by which rule.`,
+are ejected, breakers that are open, calls that were refused, by which rule. With --live it
+shows the sidecar's calls as they end, and what policy did to each.`,
 		Example: `  mecha explain -d ./resources --kind state --dest orders-db --op get --key order-7
   mecha explain --metrics-port 9090 --kind service --dest checkout --op POST --path /pay --header x-canary=1
-  mecha explain --metrics-port 9090`,
+  mecha explain --metrics-port 9090
+  mecha explain --metrics-port 9090 --live 10s`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -69,7 +74,14 @@ are ejected, breakers that are open, calls that were refused, by which rule.`,
 			if err != nil {
 				return &settings.ExitError{Code: 2, Err: err}
 			}
-			if port != 0 {
+			switch {
+			case live < 0 || live > maxLive:
+				return &settings.ExitError{Code: 2, Err: fmt.Errorf("--live: want a time up to %v", maxLive)}
+			case live > 0 && port == 0:
+				return &settings.ExitError{Code: 2, Err: errors.New("--live needs a running sidecar: --metrics-port")}
+			case live > 0:
+				return watchSidecar(cmd.Context(), cmd.OutOrStdout(), port, live, asJSON)
+			case port != 0:
 				return askSidecar(cmd.OutOrStdout(), port, &q, asJSON)
 			}
 			return explainFiles(cmd.OutOrStdout(), cmd.ErrOrStderr(), folders, configs, &q, asJSON)
@@ -90,6 +102,7 @@ are ejected, breakers that are open, calls that were refused, by which rule.`,
 	f.StringVar(&q.appID, "app-id", "", "app whose sidecar is asked about; decides which scoped resources apply")
 	f.StringVar(&q.namespace, "namespace", "", "its namespace")
 	f.BoolVar(&q.inbound, "inbound", false, "the call arrives for the app, rather than leaves (kinds app and deliver always do)")
+	f.DurationVar(&live, "live", 0, "show calls as they end, for this long")
 	f.BoolVar(&asJSON, "json", false, "write JSON")
 	return cmd
 }
@@ -265,6 +278,69 @@ func askSidecar(w io.Writer, port int, q *question, asJSON bool) error {
 	return show(w, x, false)
 }
 
+// maxLive bounds how long calls are watched: it costs each of them something.
+const maxLive = 10 * time.Minute
+
+// watchSidecar shows the calls of a running sidecar as they end.
+func watchSidecar(ctx context.Context, w io.Writer, port int, d time.Duration, asJSON bool) error {
+	at := "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) + adminapi.PolicyPath + "live?for=" + d.String()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
+	if err != nil {
+		return &settings.ExitError{Code: 1, Err: err}
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return &settings.ExitError{Code: 1, Err: fmt.Errorf("no sidecar answers on metrics port %d of this host: %w", port, err)}
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "application/x-ndjson" {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 200))
+		return &settings.ExitError{Code: 1, Err: fmt.Errorf("metrics port %d: %s %s", port, resp.Status, strings.TrimSpace(string(text)))}
+	}
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		if asJSON {
+			fmt.Fprintln(w, lines.Text())
+			continue
+		}
+		var l policy.Live
+		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
+			return &settings.ExitError{Code: 1, Err: fmt.Errorf("the sidecar's answer: %w", err)}
+		}
+		fmt.Fprintln(w, liveLine(&l))
+	}
+	return lines.Err()
+}
+
+// liveLine is one call in one line.
+func liveLine(l *policy.Live) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s %s %s %s %s: %s in %v", l.At.Format("15:04:05.000"), l.Direction, l.Kind, l.Target, l.Op, l.Resource, l.Outcome, l.Took.Round(time.Microsecond))
+	if l.Attempts > 1 {
+		fmt.Fprintf(&b, ", %d attempts", l.Attempts)
+	}
+	if l.To != "" && l.To != l.Target {
+		b.WriteString(", went to " + l.To)
+	}
+	if l.Endpoint != "" {
+		b.WriteString(", endpoint " + l.Endpoint)
+	}
+	if l.Refused != "" {
+		b.WriteString(", refused by " + l.Refused)
+	}
+	var by []string
+	for _, p := range l.Parts {
+		if p.Rule != "" {
+			by = append(by, p.Name+" by "+p.Rule)
+		}
+	}
+	if len(by) > 0 {
+		b.WriteString(" [" + strings.Join(by, ", ") + "]")
+	}
+	return b.String()
+}
+
 // showStatus writes what policy is doing.
 func showStatus(w io.Writer, body []byte) error {
 	var s policy.Status
@@ -334,6 +410,9 @@ func (p *policyPort) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch strings.TrimPrefix(r.URL.Path, adminapi.PolicyPath) {
 	case "status":
 		out = e.Status()
+	case "live":
+		p.live(w, r, e)
+		return
 	case "explain":
 		v := r.URL.Query()
 		q := question{kind: v.Get("kind"), dest: v.Get("dest"), op: v.Get("op"), resource: v.Get("path"), from: v.Get("from"),
@@ -351,11 +430,56 @@ func (p *policyPort) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		out = e.Explain(t, q.desc())
 	default:
-		http.Error(w, "there are "+adminapi.PolicyPath+"status and "+adminapi.PolicyPath+"explain", http.StatusNotFound)
+		http.Error(w, "there are "+adminapi.PolicyPath+"status, explain and live", http.StatusNotFound)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	_ = enc.Encode(out) // a caller that left is not our error
+}
+
+// live streams calls as they end, a JSON document a line. Whoever reads too slowly misses some.
+func (p *policyPort) live(w http.ResponseWriter, r *http.Request, e *policy.Engine) {
+	d, err := time.ParseDuration(r.URL.Query().Get("for"))
+	if err != nil || d <= 0 || d > maxLive {
+		http.Error(w, fmt.Sprintf("want the parameter for, a time up to %v", maxLive), http.StatusBadRequest)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), d)
+	defer cancel()
+	calls := make(chan policy.Live, 1024)
+	tapped := make(chan error, 1)
+	go func() {
+		tapped <- e.Tap(ctx, func(l policy.Live) {
+			select {
+			case calls <- l:
+			default:
+			}
+		})
+	}()
+	enc := json.NewEncoder(w)
+	begun := false
+	for {
+		select {
+		case l := <-calls:
+			if !begun {
+				begun = true
+				w.Header().Set("Content-Type", "application/x-ndjson")
+			}
+			if enc.Encode(l) != nil {
+				cancel()
+			}
+			if len(calls) == 0 {
+				_ = http.NewResponseController(w).Flush()
+			}
+		case err := <-tapped:
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusConflict)
+			} else if !begun {
+				w.Header().Set("Content-Type", "application/x-ndjson")
+			}
+			return
+		}
+	}
 }

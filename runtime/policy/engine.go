@@ -55,6 +55,7 @@ type Engine struct {
 	log *slog.Logger
 
 	snapshot atomic.Pointer[Snapshot]
+	tap      atomic.Pointer[tap] // nil: nobody watches calls
 
 	mu      sync.Mutex // guards what follows, and serialises compiling
 	targets map[weak.Pointer[call.Target]]struct{}

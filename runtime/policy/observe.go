@@ -17,6 +17,9 @@ type Observer interface {
 // observing builds the outermost layer: it reports each call once, with the outcome that
 // leaves.
 func observing(b *builder) (does, field string) {
+	if t := b.e.tap.Load(); t != nil {
+		b.layer(observe{t}) // told by itself; not a part worth explaining
+	}
 	if b.e.o.Observe == nil {
 		return "", ""
 	}

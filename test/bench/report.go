@@ -104,6 +104,7 @@ func (r *report) write(w io.Writer, file string) error {
 	r.printHead(&b)
 	r.printLone(&b)
 	r.printCells(&b)
+	r.printPolicy(&b)
 	r.printWeights(&b)
 	if _, err := io.WriteString(w, b.String()); err != nil || file == "" {
 		return err
@@ -176,6 +177,41 @@ func (r *report) printCells(b *strings.Builder) {
 			fmt.Fprintf(b, "- FAILED %s: %s\n", c.ID, c.Error)
 		}
 	}
+}
+
+// printPolicy compares each row under policy with the same row without. Rounds are compared one
+// by one, for what else the machine does hits the two of a round alike.
+func (r *report) printPolicy(b *strings.Builder) {
+	var lines strings.Builder
+	for _, c := range r.Cells {
+		plain := r.plain(c)
+		if plain == nil {
+			continue
+		}
+		with, without := c.sidecars(), plain.sidecars()
+		var adds []float64
+		for i := range min(len(with), len(without)) {
+			adds = append(adds, 100*(with[i]/without[i]-1))
+		}
+		if len(adds) > 0 {
+			fmt.Fprintf(&lines, "| %s | %s | %s | %+.1f %% (%+.1f to %+.1f) | %+.1f |\n", c.ID, figure(median(without)), figure(median(with)),
+				median(adds), slices.Min(adds), slices.Max(adds), median(c.Allocs)-median(plain.Allocs))
+		}
+	}
+	if lines.Len() > 0 {
+		b.WriteString("### What policy adds\n\nCPU-µs of the sidecars per request. `adds` is the median of the rounds, with the least and the greatest; `allocs` are objects.\n\n" +
+			"| workload | without | with | adds | allocs |\n|---|---:|---:|---:|---:|\n" + lines.String() + "\n")
+	}
+}
+
+// plain is the cell that says what another costs without policy; nil when there is none.
+func (r *report) plain(c *result) *result {
+	for _, p := range r.Cells {
+		if c.cell.plain != "" && p.cell.name == c.cell.plain && p.cell.size == c.cell.size && p.cell.callers == c.cell.callers {
+			return p
+		}
+	}
+	return nil
 }
 
 func (r *report) printWeights(b *strings.Builder) {

@@ -15,6 +15,7 @@ import (
 type row struct {
 	name     string
 	base     string // the direct row it is compared with; empty: none
+	plain    string // the same row without policy; empty: there is none
 	app      string // role of the app at the end of the way; empty: none, or that of the sidecar
 	sidecars []sidecarSpec
 	sizes    []int
@@ -67,6 +68,7 @@ func selectCells(rows []row, want *regexp.Regexp) []*cell {
 var (
 	callerSide = sidecarSpec{name: "caller"}
 	httpSide   = sidecarSpec{name: "callee-http", app: roleHTTP, protocol: "http"}
+	policySide = sidecarSpec{name: "caller-policy", resource: fmt.Sprintf(fullPolicy, "service", httpSide.name)}
 	grpcSide   = sidecarSpec{name: "callee-grpc", app: roleGRPC, protocol: "grpc"}
 )
 
@@ -77,6 +79,7 @@ func allRows() []row {
 			return post(app, "/echo", payload("", size), 200, size), nil
 		}},
 		{name: "http/invoke", base: "http/direct", app: roleHTTP, sidecars: []sidecarSpec{callerSide, httpSide}, sizes: allSizes, job: invokeHTTP},
+		{name: "http/invoke-policy", base: "http/direct", plain: "http/invoke", app: roleHTTP, sidecars: []sidecarSpec{policySide, httpSide}, sizes: smallSize, job: invokeHTTP},
 		{name: "http/self", base: "http/direct", app: roleHTTP, sidecars: []sidecarSpec{httpSide}, sizes: smallSize, job: invokeHTTP},
 		{name: "grpc/direct", app: roleGRPC, sizes: allSizes, job: func(app string, _ []*sidecar, size int) (*job, error) {
 			return unary(app, echoMethod, payload("", size), size), nil
@@ -85,6 +88,7 @@ func allRows() []row {
 		{name: "grpc/self", base: "grpc/direct", app: roleGRPC, sidecars: []sidecarSpec{grpcSide}, sizes: smallSize, job: proxyGRPC},
 	}
 	rows = append(rows, stateRows("memory", "state.in-memory")...)
+	rows = append(rows, stateRows(statePolicy, "state.in-memory")[2:]...) // HTTP is enough to see what policy costs
 	rows = append(rows, stateRows("embedded", "state.embedded")...)
 	rows = append(rows, pubsubRows("memory", "pubsub.in-memory")...)
 	return append(rows, pubsubRows("embedded", "pubsub.embedded")...)
@@ -115,6 +119,22 @@ func proxyGRPC(_ string, s []*sidecar, size int) (*job, error) {
 	return j, nil
 }
 
+// fullPolicy sets every part of a policy that acts on a call which succeeds.
+const fullPolicy = `---
+apiVersion: mecha.io/v1
+kind: TrafficPolicy
+metadata: {name: full}
+spec:
+  match: [{kind: %s, dest: %s}]
+  rateLimit: {local: {tokens: 10000000}}
+  timeout: {total: 10s, perTry: 5s}
+  retry: {max: 2, backoff: {base: 25ms, max: 250ms}, budget: {ratio: 0.2, minPerSecond: 10}}
+  limits: {maxRequests: 1024, maxPending: 1024, maxRetries: 32}
+  breaker: {consecutiveFailures: 5, failureRate: 50}
+  lb: {policy: least_request}
+  outlier: {consecutive5xx: 5, failurePercentage: {minHosts: 3}}
+`
+
 const component = "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: %s}\nspec: {type: %s, version: v1, metadata: []}\n"
 
 // stateKey is a caller's own key, so that callers do not wait for each other's writes. Keys of
@@ -123,26 +143,35 @@ func stateKey(size int) string { return "key-" + sizeName(size) + "-" + callerMa
 
 const daprMethod = "/dapr.proto.runtime.v1.Dapr/"
 
+// statePolicy is memory under a policy.
+const statePolicy = "memory-policy"
+
 func stateRows(name, kind string) []row {
-	spec := []sidecarSpec{{name: "state-" + name, resource: fmt.Sprintf(component, "store", kind), node: name == "embedded"}}
+	resource := fmt.Sprintf(component, "store", kind)
+	plain := func(string) string { return "" }
+	if name == statePolicy {
+		resource += fmt.Sprintf(fullPolicy, "state", "store")
+		plain = func(op string) string { return "state/memory/" + op }
+	}
+	spec := []sidecarSpec{{name: "state-" + name, resource: resource, node: name == "embedded"}}
 	prefix := "state/" + name
 	return []row{
-		{name: prefix + "/grpc-set", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+		{name: prefix + "/grpc-set", plain: plain("grpc-set"), sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
 			body, err := proto.Marshal(&runtimepb.SaveStateRequest{StoreName: "store", States: []*commonpb.StateItem{
 				{Key: stateKey(size), Value: payload("", size)}}})
 			return unary(s[0].grpc, daprMethod+"SaveState", body, 0), err
 		}},
-		{name: prefix + "/grpc-get", prepare: prefix + "/grpc-set", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+		{name: prefix + "/grpc-get", plain: plain("grpc-get"), prepare: prefix + "/grpc-set", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
 			body, err := proto.Marshal(&runtimepb.GetStateRequest{StoreName: "store", Key: stateKey(size)})
 			return unary(s[0].grpc, daprMethod+"GetState", body, size), err
 		}},
-		{name: prefix + "/http-set", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+		{name: prefix + "/http-set", plain: plain("http-set"), sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
 			body := fmt.Sprintf(`[{"key":"%s","value":"%s"}]`, stateKey(size), payload("", size))
 			j := post(s[0].http, "/v1.0/state/store", []byte(body), 204, 0)
 			j.Header = "Content-Type: application/json\r\n"
 			return j, nil
 		}},
-		{name: prefix + "/http-get", prepare: prefix + "/http-set", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+		{name: prefix + "/http-get", plain: plain("http-get"), prepare: prefix + "/http-set", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
 			return &job{Kind: kindHTTP, Addr: s[0].http, Verb: "GET", Path: "/v1.0/state/store/" + stateKey(size), Status: 200, Reply: size}, nil
 		}},
 	}
