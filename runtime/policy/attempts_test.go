@@ -39,7 +39,7 @@ func TestTimeouts(t *testing.T) {
 		{"an attempt", policy.Timeout{PerTry: second}, nil, until, second, 1, fault.Deadline, fault.SentMaybe},
 		{"the whole call", policy.Timeout{Total: second}, nil, until, second, 1, fault.Deadline, fault.SentMaybe},
 		{"the shorter one counts", policy.Timeout{Total: 5 * second, PerTry: second}, nil, until, second, 1, fault.Deadline, fault.SentMaybe},
-		{"each attempt has its own", policy.Timeout{Total: 10 * second, PerTry: second}, &policy.Retry{Max: ptr(2), On: policy.Words{"deadline"}, Backoff: policy.Backoff{Base: 1, Max: 1}}, until, 3*second + 2, 3, fault.Deadline, fault.SentMaybe},
+		{"each attempt has its own", policy.Timeout{Total: 10 * second, PerTry: second}, &policy.Retry{Max: ptr(2), On: policy.Words{"deadline"}, Backoff: policy.Backoff{Base: 1, Max: 1}}, until, 3 * second, 3, fault.Deadline, fault.SentMaybe},
 		{"the total ends an attempt that has time left", policy.Timeout{Total: 1500 * time.Millisecond, PerTry: second}, &policy.Retry{On: policy.Words{"deadline"}, Backoff: policy.Backoff{Base: 1, Max: 1}}, until, 1500 * time.Millisecond, 2, fault.Deadline, fault.SentMaybe},
 		{"what was certainly not sent stays so", policy.Timeout{PerTry: second}, nil, func(ctx context.Context) error {
 			<-ctx.Done()

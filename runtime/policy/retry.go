@@ -154,7 +154,7 @@ type retry struct {
 
 func (b *builder) ownRetry(p *Retry) string {
 	r := &retry{max: 2, on: retryOn(p.On), base: cmp.Or(p.Backoff.Base, 25*time.Millisecond), atLeastOnce: p.AtLeastOnce, nested: p.Nested}
-	r.limit = cmp.Or(p.Backoff.Max, 10*min(r.base, longestBase))
+	r.limit = min(cmp.Or(p.Backoff.Max, 10*min(r.base, longestBase)), math.MaxInt64-1)
 	if p.Max != nil {
 		r.max = *p.Max
 	}

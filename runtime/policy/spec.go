@@ -87,8 +87,8 @@ type Match struct {
 // Timeout bounds the time of a call. Zero means no limit. For invocations the time ends with
 // the head of the answer: reading a streamed body is not bounded.
 type Timeout struct {
-	Total  time.Duration `yaml:"total"`
-	PerTry time.Duration `yaml:"perTry"`
+	Total  time.Duration `yaml:"total"`  // of the call, with all attempts and the pauses between them
+	PerTry time.Duration `yaml:"perTry"` // of each attempt
 }
 
 // Retry repeats failed attempts of calls that it is safe to repeat.
@@ -100,7 +100,7 @@ type Retry struct {
 	On Words `yaml:"on"`
 	// Statuses are answers worth another attempt, by HTTP status or gRPC code: "429,502-504".
 	Statuses string `yaml:"statuses"`
-	// Backoff is the pause before an attempt: a random time up to Base, which doubles up to Max.
+	// Backoff is the pause before an attempt: a random time up to a bound that doubles with each.
 	Backoff Backoff `yaml:"backoff"`
 	// Budget bounds retries to a share of the calls.
 	Budget *Budget `yaml:"budget"`
@@ -112,14 +112,14 @@ type Retry struct {
 
 // Backoff is the pause between attempts. Defaults 25ms and 250ms, Envoy's.
 type Backoff struct {
-	Base time.Duration `yaml:"base"`
-	Max  time.Duration `yaml:"max"`
+	Base time.Duration `yaml:"base"` // the first bound
+	Max  time.Duration `yaml:"max"`  // the largest bound
 }
 
 // Budget bounds retries. Defaults 0.2 and 10, Linkerd's.
 type Budget struct {
-	Ratio        float64 `yaml:"ratio"`
-	MinPerSecond int     `yaml:"minPerSecond"`
+	Ratio        float64 `yaml:"ratio"`        // retries by calls, 0 to 1
+	MinPerSecond int     `yaml:"minPerSecond"` // allowed beside, so that few calls can be retried too
 }
 
 // Hedge makes a safe call a second time when the first attempt has not answered after Delay.
@@ -164,10 +164,10 @@ type Limits struct {
 // Breaker refuses calls while most of them fail. It opens when any condition that is set
 // holds; with none set, after 5 failures in a row.
 type Breaker struct {
-	ConsecutiveFailures int           `yaml:"consecutiveFailures"`
-	FailureRate         int           `yaml:"failureRate"` // percent
-	Window              time.Duration `yaml:"window"`      // of FailureRate; default 10s
-	MinRequests         int           `yaml:"minRequests"` // in the window, before FailureRate counts; default 20
+	ConsecutiveFailures int           `yaml:"consecutiveFailures"` // opens after so many in a row
+	FailureRate         int           `yaml:"failureRate"`         // opens when this percentage of a window's calls fails
+	Window              time.Duration `yaml:"window"`              // of FailureRate; default 10s
+	MinRequests         int           `yaml:"minRequests"`         // in the window, before FailureRate counts; default 20
 	// Trip is an expression over requests, totalSuccesses, totalFailures, consecutiveSuccesses
 	// and consecutiveFailures, as in Resiliency resources.
 	Trip string `yaml:"trip"`
@@ -181,14 +181,14 @@ type Breaker struct {
 
 // RateLimit bounds calls per time.
 type RateLimit struct {
-	Local *LocalRate `yaml:"local"`
+	Local *LocalRate `yaml:"local"` // kept by each sidecar by itself
 }
 
 // LocalRate is a limit that this sidecar keeps by itself.
 type LocalRate struct {
-	Tokens int           `yaml:"tokens"`
-	Per    time.Duration `yaml:"per"`   // default 1s
-	Burst  int           `yaml:"burst"` // default Tokens
+	Tokens int           `yaml:"tokens"` // calls let through per time
+	Per    time.Duration `yaml:"per"`    // the time; default 1s
+	Burst  int           `yaml:"burst"`  // calls at one moment; default Tokens
 	// Key divides the limit: every caller, op, resource or header:NAME has its own. Empty means
 	// one for all.
 	Key string `yaml:"key"`
@@ -199,21 +199,21 @@ type LocalRate struct {
 
 // Fault delays or fails calls on purpose.
 type Fault struct {
-	Delay *Delay `yaml:"delay"`
-	Abort *Abort `yaml:"abort"`
+	Delay *Delay `yaml:"delay"` // comes first where both are set
+	Abort *Abort `yaml:"abort"` // fails them unmade
 }
 
 // Delay holds a share of the calls up.
 type Delay struct {
-	Fixed   time.Duration `yaml:"fixed"`
-	Percent *float64      `yaml:"percent"` // default 100
+	Fixed   time.Duration `yaml:"fixed"`   // for how long
+	Percent *float64      `yaml:"percent"` // of the calls; default 100
 	Header  string        `yaml:"header"`  // only calls that carry it
 }
 
 // Abort fails a share of the calls without making them.
 type Abort struct {
-	Outcome string   `yaml:"outcome"` // default unavailable
-	Percent *float64 `yaml:"percent"` // default 100
+	Outcome string   `yaml:"outcome"` // as what they fail, one of the outcomes; default unavailable
+	Percent *float64 `yaml:"percent"` // of the calls; default 100
 	Header  string   `yaml:"header"`  // only calls that carry it
 }
 
@@ -252,8 +252,8 @@ type Balance struct {
 
 // HashKey is one thing to hash: a header, a cookie, or one of key, caller, path.
 type HashKey struct {
-	Header string `yaml:"header"`
-	Cookie string `yaml:"cookie"`
+	Header string `yaml:"header"` // the header's value
+	Cookie string `yaml:"cookie"` // the cookie's value
 	Word   string `yaml:"-"`
 }
 
@@ -266,22 +266,22 @@ func (h *HashKey) UnmarshalText(text []byte) error {
 // Sticky keeps a client at one endpoint by what it sends: the endpoint's id, which answers
 // carry in the same header, or in a cookie.
 type Sticky struct {
-	Header string        `yaml:"header"`
-	Cookie string        `yaml:"cookie"`
-	TTL    time.Duration `yaml:"ttl"` // of the cookie; zero: of the session
+	Header string        `yaml:"header"` // name of the header
+	Cookie string        `yaml:"cookie"` // name of the cookie
+	TTL    time.Duration `yaml:"ttl"`    // of the cookie; zero: of the session
 }
 
 // Headers rewrites headers.
 type Headers struct {
-	Request  Rewrite `yaml:"request"`
-	Response Rewrite `yaml:"response"`
+	Request  Rewrite `yaml:"request"`  // of what is sent on
+	Response Rewrite `yaml:"response"` // of the answer
 }
 
 // Rewrite changes headers: Remove first, then Set, then Add.
 type Rewrite struct {
-	Set    map[string]string `yaml:"set"`
-	Add    map[string]string `yaml:"add"`
-	Remove Words             `yaml:"remove"`
+	Set    map[string]string `yaml:"set"`    // in place of what is there
+	Add    map[string]string `yaml:"add"`    // beside what is there
+	Remove Words             `yaml:"remove"` // names
 }
 
 func (r *Rewrite) empty() bool { return len(r.Set)+len(r.Add)+len(r.Remove) == 0 }
@@ -289,8 +289,8 @@ func (r *Rewrite) empty() bool { return len(r.Set)+len(r.Add)+len(r.Remove) == 0
 // Authz says who may do what. A call that fits a Deny rule is refused. Otherwise, where there
 // is an Allow list, a call that fits none of it is refused; an empty list refuses all.
 type Authz struct {
-	Deny  []Rule `yaml:"deny"`
-	Allow []Rule `yaml:"allow"`
+	Deny  []Rule `yaml:"deny"`  // refused when any fits
+	Allow []Rule `yaml:"allow"` // refused when none fits
 	// Shadow only reports what would be refused.
 	Shadow bool `yaml:"shadow"`
 }
@@ -301,7 +301,8 @@ type Rule struct {
 	// From is app ids ("checkout", or "checkout.shop" with the namespace). Who calls must be
 	// proven for an allow rule to fit; whoever is not proven fits every deny rule.
 	From Words `yaml:"from"`
-	Op   Words `yaml:"op"`
+	// Op is what is done, as in Match.
+	Op Words `yaml:"op"`
 	// Method is an HTTP verb.
 	Method Words `yaml:"method"`
 	// Path is a method path, key or topic.

@@ -152,8 +152,8 @@ func TestCells(t *testing.T) {
 		names[r.name] = true
 	}
 	for _, r := range rows {
-		if r.base != "" && !names[r.base] || r.prepare != "" && !names[r.prepare] {
-			t.Errorf("row %s: no row %q or %q", r.name, r.base, r.prepare)
+		if r.base != "" && !names[r.base] || r.prepare != "" && !names[r.prepare] || r.plain != "" && !names[r.plain] {
+			t.Errorf("row %s: no row %q, %q or %q", r.name, r.base, r.prepare, r.plain)
 		}
 	}
 	all := selectCells(rows, regexp.MustCompile(""))

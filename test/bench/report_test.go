@@ -21,7 +21,7 @@ func TestReport(t *testing.T) {
 	rep := newReport(&options{reps: 3, duration: time.Second})
 	rep.Idle = &idleFigures{Anonymous: 4 << 20, PSS: 50 << 20, CPU: 0.2, Wakeups: 1, Binary: 44e6}
 	rep.Start = &startFigures{Healthy: []time.Duration{8e6, 11e6, 30e6}, CPU: []time.Duration{10e6, 10e6, 10e6}}
-	for _, c := range selectCells(allRows(), regexp.MustCompile("^http/(direct|invoke)/(1|64)KiB/(1|32)$")) {
+	for _, c := range selectCells(allRows(), regexp.MustCompile("^http/(direct|invoke|invoke-policy)/(1|64)KiB/(1|32)$")) {
 		r := rep.cell(c)
 		if c.id() == "http/invoke/64KiB/32" {
 			r.fail(errors.New("refused"))
@@ -31,6 +31,12 @@ func TestReport(t *testing.T) {
 			us := time.Microsecond
 			if c.name == "http/direct" {
 				r.add(measured(20*us, 0, 0), 0, nil)
+				continue
+			}
+			if c.name == "http/invoke-policy" {
+				s := measured(160*us, 0, 31*us+2*i*us)
+				s.CPU["caller-policy"] = 1000 * (32 + i) * us
+				r.add(s, 40, nil)
 				continue
 			}
 			r.add(measured(160*us, (29+i)*us, (31+2*i)*us), 38, nil)
@@ -49,6 +55,7 @@ func TestReport(t *testing.T) {
 		"| http/direct/1KiB/32 | 1000 | 20.0 | 40.0 | – | 5.0 | 6.0 | – | – | – | – | – | – |",
 		"| http/invoke/1KiB/32 | 1000 | 160 | 320 | +140 | 5.0 | 6.0 | – | **63.0** (60.0–66.0) | caller 30.0, callee-http 33.0 | 38.0 | 60.0 | over |",
 		"| +120 µs p50 | over |",
+		"| http/invoke-policy/1KiB/32 | 63.0 | 66.0 | +4.8 % (+4.5 to +5.0) | +2.0 |",
 		"- FAILED http/invoke/64KiB/32: refused",
 	} {
 		if !strings.Contains(b.String(), want) {

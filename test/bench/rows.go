@@ -68,7 +68,7 @@ func selectCells(rows []row, want *regexp.Regexp) []*cell {
 var (
 	callerSide = sidecarSpec{name: "caller"}
 	httpSide   = sidecarSpec{name: "callee-http", app: roleHTTP, protocol: "http"}
-	policySide = sidecarSpec{name: "caller-policy", resource: fmt.Sprintf(fullPolicy, "service", httpSide.name)}
+	policySide = sidecarSpec{name: "caller-policy", resource: fmt.Sprintf(fullPolicy, "service", httpSide.name) + endpointPolicy}
 	grpcSide   = sidecarSpec{name: "callee-grpc", app: roleGRPC, protocol: "grpc"}
 )
 
@@ -131,7 +131,10 @@ spec:
   retry: {max: 2, backoff: {base: 25ms, max: 250ms}, budget: {ratio: 0.2, minPerSecond: 10}}
   limits: {maxRequests: 1024, maxPending: 1024, maxRetries: 32}
   breaker: {consecutiveFailures: 5, failureRate: 50}
-  lb: {policy: least_request}
+`
+
+// endpointPolicy adds the parts for what has endpoints to choose from.
+const endpointPolicy = `  lb: {policy: least_request}
   outlier: {consecutive5xx: 5, failurePercentage: {minHosts: 3}}
 `
 

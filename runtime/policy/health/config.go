@@ -26,9 +26,8 @@ type Config struct {
 	// IdleInterval takes the place of Interval while no call used the cluster since the last check.
 	// Default 60s, or Interval if that is longer.
 	IdleInterval time.Duration `yaml:"idleInterval"`
-	// Path is what to GET on an app; empty is a check of the transport alone. It is only carried here,
-	// for whoever makes the Probe.
-	Path string `yaml:"path"`
+	// Path is what to GET on an app; empty is a check of the transport alone.
+	Path string `yaml:"path"` // only carried here, for whoever makes the Probe
 
 	// Line is where the block starts in its file; 0 when it comes from elsewhere.
 	Line int `yaml:"-"`
