@@ -1,7 +1,7 @@
 // Package block is the whole of what the house asks of a backend: one contract per
 // building block, the value types they exchange, and the form in which a backend
 // registers its parts. It is meant to be read in one sitting; start here, then read
-// state.go, pubsub.go or registry.go.
+// state.go, pubsub.go, configuration.go, lock.go, secret.go, binding.go or registry.go.
 //
 // A backend translates between a contract and its product's client library. It does not
 // retry, log per request, measure, cache or decide: layers above do, once for all backends.
@@ -129,6 +129,26 @@ func StatePart[C any](name, doc string, defaults func() *C, open func(Env, *C) (
 // PubSubPart declares a message broker.
 func PubSubPart[C any](name, doc string, defaults func() *C, open func(Env, *C) (PubSub, error), opts ...Option) Part {
 	return newPart(KindPubSub, name, doc, defaults, open, opts)
+}
+
+// ConfigurationPart declares a configuration store.
+func ConfigurationPart[C any](name, doc string, defaults func() *C, open func(Env, *C) (Configuration, error), opts ...Option) Part {
+	return newPart(KindConfig, name, doc, defaults, open, opts)
+}
+
+// LockPart declares a lock store.
+func LockPart[C any](name, doc string, defaults func() *C, open func(Env, *C) (Lock, error), opts ...Option) Part {
+	return newPart(KindLock, name, doc, defaults, open, opts)
+}
+
+// SecretPart declares a secret store.
+func SecretPart[C any](name, doc string, defaults func() *C, open func(Env, *C) (Secret, error), opts ...Option) Part {
+	return newPart(KindSecret, name, doc, defaults, open, opts)
+}
+
+// BindingPart declares a binding, whose component is an Output, an Input or both.
+func BindingPart[C any](name, doc string, defaults func() *C, open func(Env, *C) (Component, error), opts ...Option) Part {
+	return newPart(KindBinding, name, doc, defaults, open, opts)
 }
 
 // RegistryPart declares a name resolver.
