@@ -25,7 +25,7 @@ type row struct {
 }
 
 // reasons are all there are; a new one has to be put into the table, or be named here.
-var reasons = []fault.Reason{"", fault.NoSuchComponent, fault.NoComponents, fault.IllegalKey, fault.ForbiddenTopic, fault.BadMetadata,
+var reasons = []fault.Reason{"", fault.NoSuchComponent, fault.NoComponents, fault.IllegalKey, fault.ForbiddenTopic, fault.ForbiddenSecret, fault.BadMetadata,
 	fault.BadEnvelope, fault.BadEntries, fault.NotEntries, fault.EventMismatch, fault.NoTransactions, fault.NoQuery, fault.TooManyOps,
 	fault.NoTarget, fault.EmptyName, fault.NoTopic, fault.BadOperation, fault.NoApp, fault.AppUnhealthy, fault.AppUnreachable, fault.PeerAnswered, fault.PolicyRejected, fault.PeerRejected, fault.AccessDenied, fault.BreakerOpen}
 
@@ -46,6 +46,12 @@ func table() (out []row) {
 	for _, r := range reasons {
 		out = append(out, row{"publish reason=" + string(r), apierr.Publish("broker", "topic", "app", map[string]string{"ttlInSeconds": "x"}, because(fault.Unavailable, r))})
 	}
+	for _, r := range reasons {
+		out = append(out, row{"secret reason=" + string(r), apierr.Secret("store", "name", because(fault.Denied, r))})
+	}
+	for _, r := range reasons {
+		out = append(out, row{"secrets reason=" + string(r), apierr.Secrets("store", because(fault.Denied, r))})
+	}
 	for c := fault.Internal; c <= lastCode; c++ {
 		out = append(out, row{fmt.Sprintf("invoke code=%v", c), apierr.Invoke("target", because(c, ""))})
 	}
@@ -56,7 +62,7 @@ func table() (out []row) {
 	}{{"BadRequest", apierr.BadRequest}, {"MalformedRequest", apierr.MalformedRequest}, {"BodyRead", apierr.BodyRead}, {"Internal", apierr.Internal},
 		{"Unclassified", apierr.Unclassified}, {"APIUnimplemented", apierr.APIUnimplemented}, {"NoInvokeTarget", apierr.NoInvokeTarget},
 		{"DirectInvoke", apierr.DirectInvoke}, {"DirectInvokeDenied", apierr.DirectInvokeDenied}, {"HealthNotReady", apierr.HealthNotReady},
-		{"OutboundNotReady", apierr.OutboundNotReady}, {"HealthAppID", apierr.HealthAppID}, {"SecretStoresNotConfigured", apierr.SecretStoresNotConfigured},
+		{"OutboundNotReady", apierr.OutboundNotReady}, {"HealthAppID", apierr.HealthAppID},
 		{"LockStoreNotConfigured", apierr.LockStoreNotConfigured}, {"CryptoNotConfigured", apierr.CryptoNotConfigured},
 		{"ConfigStoreNotConfigured", apierr.ConfigStoreNotConfigured}, {"InvokeOutputBinding", apierr.InvokeOutputBinding},
 		{"ConversationNotFound", apierr.ConversationNotFound}, {"ActorNoPlacement", apierr.ActorNoPlacement}, {"SchedulerJob", apierr.SchedulerJob}}

@@ -30,32 +30,35 @@ var (
 // Rows of blocks that are not part of this sidecar yet: the answers Dapr gives when nothing
 // of the block is configured.
 var (
-	SecretStoresNotConfigured = Row{"ERR_SECRET_STORES_NOT_CONFIGURED", 500, codes.FailedPrecondition, ""}
-	LockStoreNotConfigured    = Row{"ERR_LOCK_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, ""}
-	CryptoNotConfigured       = Row{"ERR_CRYPTO_PROVIDERS_NOT_CONFIGURED", 500, codes.Internal, ""}
-	ConfigStoreNotConfigured  = Row{"ERR_CONFIGURATION_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, "ERR_CONFIGURATION_STORE_NOT_CONFIGURED"}
-	InvokeOutputBinding       = Row{"ERR_INVOKE_OUTPUT_BINDING", 500, codes.Internal, "ERR_INVOKE_OUTPUT_BINDING"}
-	ConversationNotFound      = Row{"ERR_CONVERSATION_NOT_FOUND", 400, codes.InvalidArgument, ""}
-	ActorNoPlacement          = Row{"ERR_ACTOR_NO_PLACEMENT", 400, codes.Unavailable, ""}
-	SchedulerJob              = Row{"DAPR_SCHEDULER_SCHEDULE_JOB", 500, codes.Internal, "DAPR_SCHEDULER_SCHEDULE_JOB"}
-	stateNotConfigured        = Row{"ERR_STATE_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, "DAPR_STATE_NOT_CONFIGURED"}
-	stateNotFound             = Row{"ERR_STATE_STORE_NOT_FOUND", 400, codes.InvalidArgument, "DAPR_STATE_NOT_FOUND"}
-	stateIllegalKey           = Row{"ERR_MALFORMED_REQUEST", 400, codes.InvalidArgument, "DAPR_STATE_ILLEGAL_KEY"}
-	stateNoTransactions       = Row{"ERR_STATE_STORE_NOT_SUPPORTED", 500, codes.Unimplemented, "DAPR_STATE_TRANSACTIONS_NOT_SUPPORTED"}
-	stateNoQuery              = Row{"ERR_STATE_STORE_NOT_SUPPORTED", 500, codes.Internal, "DAPR_STATE_QUERYING_NOT_SUPPORTED"}
-	stateTooManyOps           = Row{"ERR_STATE_STORE_TOO_MANY_TRANSACTIONS", 400, codes.InvalidArgument, "DAPR_STATE_TOO_MANY_TRANSACTIONS"}
-	stateBadOperation         = Row{"ERR_NOT_SUPPORTED_STATE_OPERATION", 400, codes.Unimplemented, "ERR_NOT_SUPPORTED_STATE_OPERATION"}
-	pubsubEmpty               = Row{"ERR_PUBSUB_EMPTY", 404, codes.InvalidArgument, "DAPR_PUBSUB_NAME_EMPTY"}
-	pubsubNotFound            = Row{"ERR_PUBSUB_NOT_FOUND", 404, codes.InvalidArgument, "DAPR_PUBSUB_NOT_FOUND"}
-	pubsubTopicEmpty          = Row{"ERR_TOPIC_NAME_EMPTY", 404, codes.InvalidArgument, "DAPR_PUBSUB_TOPIC_NAME_EMPTY"}
-	pubsubForbidden           = Row{"ERR_PUBSUB_FORBIDDEN", 403, codes.PermissionDenied, "DAPR_PUBSUB_FORBIDDEN"}
-	pubsubPublish             = Row{"ERR_PUBSUB_PUBLISH_MESSAGE", 500, codes.Internal, "DAPR_PUBSUB_PUBLISH_MESSAGE"}
-	pubsubMetadata            = Row{"ERR_PUBSUB_REQUEST_METADATA", 400, codes.InvalidArgument, "DAPR_PUBSUB_METADATA_DESERIALIZATION"}
-	pubsubCloudEvent          = Row{"ERR_PUBSUB_CLOUD_EVENTS_SER", 500, codes.InvalidArgument, "DAPR_PUBSUB_CLOUD_EVENT_CREATION"}
-	pubsubMarshalEnvelope     = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_MARSHAL_ENVELOPE"}
-	pubsubMarshalEvents       = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_MARSHAL_EVENTS"}
-	pubsubUnmarshalEvents     = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_UNMARSHAL_EVENTS"}
-	stateTransactionsHelp     = "https://docs.dapr.io/reference/components-reference/supported-state-stores/"
+	LockStoreNotConfigured   = Row{"ERR_LOCK_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, ""}
+	CryptoNotConfigured      = Row{"ERR_CRYPTO_PROVIDERS_NOT_CONFIGURED", 500, codes.Internal, ""}
+	ConfigStoreNotConfigured = Row{"ERR_CONFIGURATION_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, "ERR_CONFIGURATION_STORE_NOT_CONFIGURED"}
+	InvokeOutputBinding      = Row{"ERR_INVOKE_OUTPUT_BINDING", 500, codes.Internal, "ERR_INVOKE_OUTPUT_BINDING"}
+	ConversationNotFound     = Row{"ERR_CONVERSATION_NOT_FOUND", 400, codes.InvalidArgument, ""}
+	ActorNoPlacement         = Row{"ERR_ACTOR_NO_PLACEMENT", 400, codes.Unavailable, ""}
+	SchedulerJob             = Row{"DAPR_SCHEDULER_SCHEDULE_JOB", 500, codes.Internal, "DAPR_SCHEDULER_SCHEDULE_JOB"}
+	stateNotConfigured       = Row{"ERR_STATE_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, "DAPR_STATE_NOT_CONFIGURED"}
+	stateNotFound            = Row{"ERR_STATE_STORE_NOT_FOUND", 400, codes.InvalidArgument, "DAPR_STATE_NOT_FOUND"}
+	stateIllegalKey          = Row{"ERR_MALFORMED_REQUEST", 400, codes.InvalidArgument, "DAPR_STATE_ILLEGAL_KEY"}
+	stateNoTransactions      = Row{"ERR_STATE_STORE_NOT_SUPPORTED", 500, codes.Unimplemented, "DAPR_STATE_TRANSACTIONS_NOT_SUPPORTED"}
+	stateNoQuery             = Row{"ERR_STATE_STORE_NOT_SUPPORTED", 500, codes.Internal, "DAPR_STATE_QUERYING_NOT_SUPPORTED"}
+	stateTooManyOps          = Row{"ERR_STATE_STORE_TOO_MANY_TRANSACTIONS", 400, codes.InvalidArgument, "DAPR_STATE_TOO_MANY_TRANSACTIONS"}
+	stateBadOperation        = Row{"ERR_NOT_SUPPORTED_STATE_OPERATION", 400, codes.Unimplemented, "ERR_NOT_SUPPORTED_STATE_OPERATION"}
+	pubsubEmpty              = Row{"ERR_PUBSUB_EMPTY", 404, codes.InvalidArgument, "DAPR_PUBSUB_NAME_EMPTY"}
+	pubsubNotFound           = Row{"ERR_PUBSUB_NOT_FOUND", 404, codes.InvalidArgument, "DAPR_PUBSUB_NOT_FOUND"}
+	pubsubTopicEmpty         = Row{"ERR_TOPIC_NAME_EMPTY", 404, codes.InvalidArgument, "DAPR_PUBSUB_TOPIC_NAME_EMPTY"}
+	pubsubForbidden          = Row{"ERR_PUBSUB_FORBIDDEN", 403, codes.PermissionDenied, "DAPR_PUBSUB_FORBIDDEN"}
+	pubsubPublish            = Row{"ERR_PUBSUB_PUBLISH_MESSAGE", 500, codes.Internal, "DAPR_PUBSUB_PUBLISH_MESSAGE"}
+	pubsubMetadata           = Row{"ERR_PUBSUB_REQUEST_METADATA", 400, codes.InvalidArgument, "DAPR_PUBSUB_METADATA_DESERIALIZATION"}
+	pubsubCloudEvent         = Row{"ERR_PUBSUB_CLOUD_EVENTS_SER", 500, codes.InvalidArgument, "DAPR_PUBSUB_CLOUD_EVENT_CREATION"}
+	pubsubMarshalEnvelope    = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_MARSHAL_ENVELOPE"}
+	pubsubMarshalEvents      = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_MARSHAL_EVENTS"}
+	pubsubUnmarshalEvents    = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_UNMARSHAL_EVENTS"}
+	secretNotConfigured      = Row{"ERR_SECRET_STORES_NOT_CONFIGURED", 500, codes.FailedPrecondition, ""}
+	secretNotFound           = Row{"ERR_SECRET_STORE_NOT_FOUND", 401, codes.InvalidArgument, ""}
+	secretDenied             = Row{"ERR_PERMISSION_DENIED", 403, codes.PermissionDenied, ""}
+	secretGet                = Row{"ERR_SECRET_GET", 500, codes.Internal, ""}
+	stateTransactionsHelp    = "https://docs.dapr.io/reference/components-reference/supported-state-stores/"
 )
 
 // policyRejected is the row of calls that a traffic policy refused. Dapr has no such thing, so
@@ -145,6 +148,31 @@ func State(op StateOp, store, appID string, err error) *Error {
 		row.HTTP, row.GRPC = 400, codes.InvalidArgument
 	}
 	return &Error{Row: row, Message: err.Error()}
+}
+
+// Secret translates an error of reading one secret.
+func Secret(store, name string, err error) *Error {
+	return secret(store, "failed getting secret with key "+name+" from secret store "+store+": "+err.Error(), err)
+}
+
+// Secrets translates an error of reading all secrets.
+func Secrets(store string, err error) *Error {
+	return secret(store, "failed getting secrets from secret store "+store+": "+err.Error(), err)
+}
+
+func secret(store, message string, err error) *Error {
+	if e := rejected(message, err); e != nil {
+		return e
+	}
+	switch fault.ReasonOf(err) {
+	case fault.NoComponents:
+		return secretNotConfigured.Because("secret store is not configured")
+	case fault.NoSuchComponent:
+		return secretNotFound.Because("failed finding secret store with key " + store)
+	case fault.ForbiddenSecret:
+		return secretDenied.Because(err.Error())
+	}
+	return secretGet.Because(message)
 }
 
 // Publish translates an error of publishing.

@@ -62,6 +62,7 @@ type Options struct {
 	Invoke  Invoker
 	State   State
 	PubSub  PubSub
+	Secret  Secret
 	About   *about.Sidecar
 	Observe Observer
 	Tracing Tracing

@@ -15,6 +15,7 @@ import (
 
 	"github.com/mecha-project/mecha/api/apierr"
 	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/pubsub"
 )
 
@@ -114,8 +115,16 @@ func (c *AppChannel) Deliver(ctx context.Context, e *pubsub.Event) (pubsub.Answe
 	if status.Code(err) == codes.Unimplemented {
 		return pubsub.Success, nil
 	}
-	return pubsub.Retry, fault.Wrap("grpcapi.Deliver", faultOf(err), err)
+	return pubsub.Retry, fault.Wrap("grpcapi.Deliver", faultOf(err), rpcAnswer{err})
 }
+
+// rpcAnswer shows the status of a delivery to policies.
+type rpcAnswer struct{ error }
+
+func (a rpcAnswer) Unwrap() error { return a.error }
+
+// CallStatus implements call.Answered.
+func (a rpcAnswer) CallStatus() call.Status { return call.GRPCStatus(uint32(status.Code(a.error))) }
 
 // outgoing is the context of a delivery: broker metadata, trace and the app's token.
 func (c *AppChannel) outgoing(ctx context.Context, meta map[string]string, traceParent, traceBin string) context.Context {
@@ -158,7 +167,7 @@ func (c *AppChannel) DeliverBulk(ctx context.Context, b *pubsub.Batch) ([]pubsub
 		return answers, nil // all acknowledged
 	}
 	if err != nil {
-		return nil, fault.Wrap("grpcapi.DeliverBulk", faultOf(err), err)
+		return nil, fault.Wrap("grpcapi.DeliverBulk", faultOf(err), rpcAnswer{err})
 	}
 	said := make(map[string]pubsub.Answer, len(out.GetStatuses()))
 	for _, st := range out.GetStatuses() {

@@ -18,7 +18,6 @@ var (
 	noLock         = apierr.LockStoreNotConfigured.Because("lock store is not configured")
 	noSubtle       = apierr.APIUnimplemented.Because("this API is currently not implemented")
 	noCrypto       = apierr.CryptoNotConfigured.Because("crypto providers not configured")
-	noSecrets      = apierr.SecretStoresNotConfigured.Because("secret store is not configured")
 	noConversation = apierr.ConversationNotFound.Because("failed finding conversation component")
 	noBinding      = apierr.InvokeOutputBinding.Because("error invoking output binding: couldn't find the output binding")
 )
@@ -26,16 +25,6 @@ var (
 // InvokeBinding is refused.
 func (s *Server) InvokeBinding(context.Context, *runtimev1.InvokeBindingRequest) (*runtimev1.InvokeBindingResponse, error) {
 	return nil, noBinding
-}
-
-// GetSecret is refused.
-func (s *Server) GetSecret(context.Context, *runtimev1.GetSecretRequest) (*runtimev1.GetSecretResponse, error) {
-	return nil, noSecrets
-}
-
-// GetBulkSecret is refused.
-func (s *Server) GetBulkSecret(context.Context, *runtimev1.GetBulkSecretRequest) (*runtimev1.GetBulkSecretResponse, error) {
-	return nil, noSecrets
 }
 
 // RegisterActorTimer is refused.

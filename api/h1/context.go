@@ -79,6 +79,10 @@ func (c *exchangeContext) watch(f func()) *watcher {
 	return w
 }
 
+// AfterFunc runs f in its own goroutine when the context ends. Who watches it this way needs no
+// real cancellable context.
+func (c *exchangeContext) AfterFunc(f func()) (stop func() bool) { return c.watch(f).stop }
+
 // stop takes f off and reports whether it will not run.
 func (w *watcher) stop() bool {
 	w.c.mu.Lock()

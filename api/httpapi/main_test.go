@@ -127,13 +127,14 @@ type kit struct {
 	*httpapi.Server
 	state  *stateService
 	pubsub *publisher
+	secret *secrets
 	about  *about.Sidecar
 	served *served
 }
 
 func newKit(change ...func(*httpapi.Options)) *kit {
-	k := &kit{state: &stateService{}, pubsub: &publisher{}, about: about.New("app"), served: &served{}}
-	o := httpapi.Options{AppID: "app", MaxBody: 1 << 20, Invoke: answers(&call.Response{Status: 200}), State: k.state, PubSub: k.pubsub, About: k.about,
+	k := &kit{state: &stateService{}, pubsub: &publisher{}, secret: &secrets{}, about: about.New("app"), served: &served{}}
+	o := httpapi.Options{AppID: "app", MaxBody: 1 << 20, Invoke: answers(&call.Response{Status: 200}), State: k.state, PubSub: k.pubsub, Secret: k.secret, About: k.about,
 		Observe: k.served, Log: slog.New(slog.DiscardHandler)}
 	for _, f := range change {
 		f(&o)

@@ -156,8 +156,8 @@ func init() { // a literal would be an initialisation cycle: handlers reach look
 		"lock":   {{post, alpha1, "*", "TryLockAlpha1", "lock", noLock}},
 		"unlock": {{post, alpha1, "*", "UnlockAlpha1", "unlock", noLock}},
 		"secrets": {
-			{get, v1, "*/bulk", "GetBulkSecret", "secrets", noSecrets},
-			{get, v1, "*/*", "GetSecret", "secrets", noSecrets},
+			{get, v1, "*/bulk", "GetBulkSecret", "secrets", (*Server).secretAll},
+			{get, v1, "*/*", "GetSecret", "secrets", (*Server).secretGet},
 		},
 		"bindings": {{postPut, v1, "*", "InvokeBinding", "bindings", noBinding}},
 		"jobs":     {{"POST GET DELETE", both, "*", "ScheduleJob", "jobs", noJobs}},

@@ -13,10 +13,6 @@ func noLock(_ *Server, r *Request, _ args) {
 	r.Fail(apierr.LockStoreNotConfigured.Because("lock store is not configured"))
 }
 
-func noSecrets(_ *Server, r *Request, _ args) {
-	r.Fail(apierr.SecretStoresNotConfigured.Because("secret store is not configured"))
-}
-
 func noBinding(_ *Server, r *Request, a args) {
 	r.Fail(apierr.InvokeOutputBinding.Because("error invoking output binding " + a[0] + ": couldn't find output binding " + a[0]))
 }

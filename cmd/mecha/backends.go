@@ -4,6 +4,7 @@ import (
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/dns"
 	"github.com/mecha-project/mecha/components/hostdir"
+	"github.com/mecha-project/mecha/components/localsecret"
 	"github.com/mecha-project/mecha/components/mdns"
 	"github.com/mecha-project/mecha/components/memory"
 	"github.com/mecha-project/mecha/components/nats"
@@ -16,6 +17,7 @@ func backends() (*block.Set, error) {
 	return block.NewSet(
 		memory.Backend(),
 		nats.Backend(),
+		localsecret.Backend(),
 		// Name resolution.
 		hostdir.Backend(),
 		mdns.Backend(),

@@ -140,7 +140,7 @@ func (c *checker) policies() {
 	src := file.Source{Policies: c.res.Policies, Resiliencies: c.res.Resiliencies}
 	if len(c.res.Components) > 0 { // else the names in policies cannot be judged
 		src.Components = map[call.Kind][]string{}
-		for _, kind := range []call.Kind{call.State, call.Publish} {
+		for _, kind := range []call.Kind{call.State, call.Publish, call.Secret} {
 			src.Components[kind] = implicitNames(kind)
 		}
 		for i := range c.res.Components {
@@ -149,6 +149,8 @@ func (c *checker) policies() {
 				src.Components[call.State] = append(src.Components[call.State], comp.Name)
 			case block.KindPubSub:
 				src.Components[call.Publish] = append(src.Components[call.Publish], comp.Name)
+			case block.KindSecret:
+				src.Components[call.Secret] = append(src.Components[call.Secret], comp.Name)
 			}
 		}
 	}
@@ -169,7 +171,9 @@ func (c *checker) middleware(comp *settings.Component, unknown func(text, neares
 // offline completes metadata without an environment or secrets.
 func offline() settings.Expansion {
 	return settings.Expansion{AppID: "app", PodName: "pod", Env: unknownVariable,
-		Secret: func(_, name, _ string) (string, bool) { return unknownValue(name), true }}
+		Secret: func(_ *settings.Component, ref *settings.SecretRef) (string, error) {
+			return unknownValue(ref.Name), nil
+		}}
 }
 
 // component decodes the metadata into the backend's configuration, as opening it would.

@@ -161,7 +161,18 @@ func buildSidecar(ctx context.Context, set *settings.Settings, log *slog.Logger)
 	for _, f := range resources.Findings {
 		host.LogFinding(log, f)
 	}
-	metrics, tracer, err := openTelemetry(set, config, log)
+	all, err := backends()
+	if err != nil {
+		return err
+	}
+	metrics, err := openMetrics(set, config)
+	if err != nil {
+		return err
+	}
+	secrets := host.NewSecrets(host.SecretsOptions{Settings: set, Config: config, Resources: resources, Backends: all, Log: log, Metrics: metrics})
+	defer func() { _ = secrets.Close(context.Background()) }() // what the sidecar has not closed, because there was none
+	expand := secrets.Expansion(ctx)
+	tracer, err := openTracer(set, config, expand, log)
 	if err != nil {
 		return err
 	}
@@ -173,19 +184,15 @@ func buildSidecar(ctx context.Context, set *settings.Settings, log *slog.Logger)
 	defer admin.Close(context.Background())
 	log.Info(set.Mode + " mode configured")
 	log.Info("app id: " + set.AppID)
-	all, err := backends()
-	if err != nil {
-		return err
-	}
 	mw, err := openMiddleware(middlewareOptions{Components: resources.Components, Config: config, Metrics: metrics, Log: log,
-		Expand: settings.Expansion{AppID: set.AppID, Namespace: set.NamespaceGiven, PodName: set.PodName, Env: os.Getenv}})
+		Expand: expand})
 	if err != nil {
 		return err
 	}
 	defer mw.close()
 	trace := &tracing{tracer: tracer, app: set.AppID, host: set.APIHosts()[0], httpPort: set.HTTPPort, grpcPort: set.GRPCPort}
 	edges := &edges{set: set, config: config, log: log, metrics: metrics, tracing: trace, resources: resources, middleware: mw}
-	return host.Run(ctx, host.Options{Settings: set, Config: config, Resources: resources, Implicit: implicitComponents(), Backends: all,
+	return host.Run(ctx, host.Options{Settings: set, Config: config, Resources: resources, Implicit: implicitComponents(), Backends: all, Secrets: secrets,
 		Version: version, Log: log, Metrics: metrics, Tracer: tracer, Tracing: trace, Loaded: mw.infos(), Edges: edges, Governed: asked.engine.Store})
 }
 
@@ -202,27 +209,30 @@ func adminServer(set *settings.Settings, metrics *telemetry.Metrics, asked *poli
 	return adminapi.New(o)
 }
 
-// openTelemetry sets up metrics and tracing from the configuration.
-func openTelemetry(set *settings.Settings, config *settings.Configuration, log *slog.Logger) (*telemetry.Metrics, *telemetry.Tracer, error) {
-	var metrics *telemetry.Metrics
-	if m := config.Metrics(); m.Enabled && set.EnableMetrics {
-		o := telemetry.MetricsOptions{AppID: set.AppID, Namespace: set.NamespaceGiven, LowCardinality: !m.IncreasedCardinality,
-			PathMatching: m.PathMatching, ExcludeVerbs: m.ExcludeVerbs, RecordErrorCodes: m.RecordErrorCodes}
-		for _, b := range m.LatencyDistributionBuckets {
-			o.LatencyBuckets = append(o.LatencyBuckets, float64(b))
-		}
-		for _, r := range m.Rules {
-			rule := telemetry.MetricRule{Metric: r.Name}
-			for _, l := range r.Labels {
-				rule.Labels = append(rule.Labels, telemetry.LabelRule{Name: l.Name, Regex: l.Regex})
-			}
-			o.Rules = append(o.Rules, rule)
-		}
-		var err error
-		if metrics, err = telemetry.NewMetrics(o); err != nil {
-			return nil, nil, err
-		}
+// openMetrics sets up metrics from the configuration; nil when they are off.
+func openMetrics(set *settings.Settings, config *settings.Configuration) (*telemetry.Metrics, error) {
+	m := config.Metrics()
+	if !m.Enabled || !set.EnableMetrics {
+		return nil, nil
 	}
+	o := telemetry.MetricsOptions{AppID: set.AppID, Namespace: set.NamespaceGiven, LowCardinality: !m.IncreasedCardinality,
+		PathMatching: m.PathMatching, ExcludeVerbs: m.ExcludeVerbs, RecordErrorCodes: m.RecordErrorCodes}
+	for _, b := range m.LatencyDistributionBuckets {
+		o.LatencyBuckets = append(o.LatencyBuckets, float64(b))
+	}
+	for _, r := range m.Rules {
+		rule := telemetry.MetricRule{Metric: r.Name}
+		for _, l := range r.Labels {
+			rule.Labels = append(rule.Labels, telemetry.LabelRule{Name: l.Name, Regex: l.Regex})
+		}
+		o.Rules = append(o.Rules, rule)
+	}
+	return telemetry.NewMetrics(o)
+}
+
+// openTracer sets up tracing from the configuration. A header of the collector's that refers to a
+// secret which cannot be had stops the start, as a component's metadata do.
+func openTracer(set *settings.Settings, config *settings.Configuration, x settings.Expansion, log *slog.Logger) (*telemetry.Tracer, error) {
 	o := telemetry.TracingOptions{Service: set.AppID, Version: version, Log: log}
 	if t := config.Tracing; t != nil {
 		o.Configured, o.SamplingRate, o.Stdout = true, t.SamplingRate, t.Stdout
@@ -231,17 +241,19 @@ func openTelemetry(set *settings.Settings, config *settings.Configuration, log *
 		}
 		if t.Otel != nil {
 			o.OTel = telemetry.OTelOptions{Endpoint: t.Otel.EndpointAddress, Protocol: t.Otel.Protocol, Insecure: !t.Otel.Secure(), Timeout: t.Otel.Timeout, Headers: map[string]string{}}
-			for _, h := range t.Otel.Headers {
-				value := h.Value.Reveal()
-				if value == "" && h.EnvRef != "" {
-					value = os.Getenv(h.EnvRef)
-				}
-				o.OTel.Headers[h.Name] = value
+			items, found := t.Otel.HeaderItems(x)
+			for _, w := range found.Warnings() {
+				log.Warn(w.String())
+			}
+			if err := found.Err(); err != nil {
+				return nil, fmt.Errorf("tracing: %w", err)
+			}
+			for _, it := range items {
+				o.OTel.Headers[it.Name] = it.Value
 			}
 		}
 	}
-	tracer, err := telemetry.NewTracer(o)
-	return metrics, tracer, err
+	return telemetry.NewTracer(o)
 }
 
 // splitList reads a comma-separated list.

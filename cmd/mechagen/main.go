@@ -13,6 +13,7 @@ import (
 	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/components/dns"
 	"github.com/mecha-project/mecha/components/hostdir"
+	"github.com/mecha-project/mecha/components/localsecret"
 	"github.com/mecha-project/mecha/components/mdns"
 	"github.com/mecha-project/mecha/components/memory"
 	"github.com/mecha-project/mecha/components/nats"
@@ -21,7 +22,7 @@ import (
 )
 
 func main() {
-	all := []block.Backend{memory.Backend(), nats.Backend(), hostdir.Backend(), mdns.Backend(), dns.Backend(), staticfile.Backend(), sqlite.Backend()}
+	all := []block.Backend{memory.Backend(), nats.Backend(), localsecret.Backend(), hostdir.Backend(), mdns.Backend(), dns.Backend(), staticfile.Backend(), sqlite.Backend()}
 	if err := os.WriteFile("docs/reference/components.md", []byte(components(all)), 0o644); err != nil {
 		fmt.Fprintln(os.Stderr, "mechagen:", err)
 		os.Exit(1)

@@ -11,8 +11,9 @@ type Configuration interface {
 	Get(ctx context.Context, keys []string, metadata map[string]string) (map[string]ConfigItem, error)
 	// Subscribe tells of every change to the keys (none: to any key) until ctx ends, and then
 	// returns ctx's error. It calls changed from one goroutine, in the order the store reports
-	// the changes of a key, and never with the values there were at the beginning. A key that
-	// was removed comes as an item without a value.
+	// the changes of a key, and never with the values there were at the beginning. Changes of a
+	// key that follow each other closely may come as the last of them. A key that was removed
+	// comes as an item without a value. The map belongs to the callee; changed may block.
 	//
 	// started is called once, as soon as no later change can be missed. A connection that is
 	// lost is repaired inside: after it the keys are read again and what differs from what was

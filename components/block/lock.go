@@ -12,7 +12,8 @@ type Lock interface {
 	Component
 	// TryLock takes a free name for owner, for ttl from now, and reports whether it did. It does
 	// not wait. A name that is taken, by this owner too, is not an error. The name arrives
-	// already scoped.
+	// already scoped. A lock may end later than asked for, by a store that counts in its own
+	// steps, and never earlier. A ttl that is not positive is fault.Invalid.
 	TryLock(ctx context.Context, name, owner string, ttl time.Duration) (bool, error)
 	// Unlock gives a name back if owner has it.
 	Unlock(ctx context.Context, name, owner string) (UnlockStatus, error)

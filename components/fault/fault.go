@@ -99,6 +99,7 @@ const (
 	NoComponents    Reason = "no_components"     // no component of this block is loaded at all
 	IllegalKey      Reason = "illegal_key"
 	ForbiddenTopic  Reason = "forbidden_topic"
+	ForbiddenSecret Reason = "forbidden_secret"
 	BadMetadata     Reason = "bad_metadata"
 	BadEnvelope     Reason = "bad_envelope"        // a CloudEvent that cannot be built
 	BadEntries      Reason = "bad_entries"         // bulk entries that contradict each other

@@ -38,12 +38,16 @@ func TestPubSub(t *testing.T) {
 	})
 }
 
+func TestLock(t *testing.T) {
+	blocktest.Lock(t, func(*testing.T) func() block.Lock { return memory.NewLocks().Lock })
+}
+
 func TestBackendParts(t *testing.T) {
 	set, err := block.NewSet(memory.Backend())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, typ := range []string{"state.in-memory", "pubsub.in-memory"} {
+	for _, typ := range []string{"state.in-memory", "pubsub.in-memory", "lock.in-memory"} {
 		part, ok := set.Find(typ, "v1")
 		if !ok {
 			t.Fatalf("no part for %s", typ)
@@ -105,6 +109,23 @@ func TestExpiryFreesMemory(t *testing.T) {
 			t.Errorf("Delete in a full store: %v", err)
 		}
 		_ = s.Close(ctx)
+	})
+}
+
+// Locks that ended leave memory although nobody asks for their names again.
+func TestEndedLocksAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		locks := memory.NewLocks()
+		l := locks.Lock()
+		for i := range 10_000 {
+			if ok, err := l.TryLock(t.Context(), fmt.Sprint(i), "o", time.Second); err != nil || !ok {
+				t.Fatalf("TryLock %d: %v, %v", i, ok, err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n := memory.Held(locks); n > 200 {
+			t.Errorf("%d locks are kept, of which 10 have not ended", n)
+		}
 	})
 }
 

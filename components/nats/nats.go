@@ -1,10 +1,11 @@
-// Package nats serves state and pub/sub from NATS JetStream: from the embedded node, which
+// Package nats serves state, pub/sub, locks and configuration from NATS JetStream: from the embedded node, which
 // needs no installation (types *.embedded, package nats/embedded), or from a server the user
 // runs (types *.nats). Both are the same code over another connection.
 //
 // State is a JetStream key-value bucket, one stream with one message per key (state.go,
 // transactions in tx.go). Pub/sub is one stream per component with a subject per topic
-// (pubsub.go) and a durable pull consumer per group and topic (consumer.go). Names that
+// (pubsub.go) and a durable pull consumer per group and topic (consumer.go). Locks (lock.go) and
+// configuration (configuration.go) are buckets like those of state. Names that
 // subjects cannot hold are escaped (names.go). conn.go makes the client library's repair of
 // lost connections visible, and lane.go carries requests.
 //
@@ -20,12 +21,16 @@ import (
 func Backend() block.Backend {
 	return block.Backend{
 		Name: "nats",
-		Doc:  "State and messages on NATS JetStream: an embedded node, or a server of yours.",
+		Doc:  "State, messages, locks and configuration on NATS JetStream: an embedded node, or a server of yours.",
 		Parts: []block.Part{
 			block.StatePart("embedded", "State in the embedded node.", DefaultEmbeddedStateConfig, NewEmbeddedState),
 			block.StatePart("nats", "State in a NATS server with JetStream.", DefaultStateConfig, NewState),
 			block.PubSubPart("embedded", "Messages through the embedded node.", DefaultEmbeddedPubSubConfig, NewEmbeddedPubSub),
 			block.PubSubPart("nats", "Messages through a NATS server with JetStream.", DefaultPubSubConfig, NewPubSub),
+			block.LockPart("embedded", "Locks in the embedded node.", DefaultEmbeddedLockConfig, NewEmbeddedLock),
+			block.LockPart("nats", "Locks in a NATS server with JetStream.", DefaultLockConfig, NewLock),
+			block.ConfigurationPart("embedded", "Configuration in the embedded node.", DefaultEmbeddedConfigurationConfig, NewEmbeddedConfiguration),
+			block.ConfigurationPart("nats", "Configuration in a NATS server with JetStream.", DefaultConfigurationConfig, NewConfiguration),
 		},
 	}
 }

@@ -149,3 +149,39 @@ func TestServerPubSub(t *testing.T) {
 		return func() block.PubSub { return serverPubSub(t, url, "pubsub") }
 	})
 }
+
+func embeddedLock(t testing.TB, dir, component string) block.Lock {
+	t.Helper()
+	c := nats.DefaultEmbeddedLockConfig()
+	decode(t, c, "dataDir", dir, "linger", "200ms")
+	l, err := nats.NewEmbeddedLock(env(t, component), c)
+	if err != nil {
+		t.Fatalf("NewEmbeddedLock: %v", err)
+	}
+	return l
+}
+
+func serverLock(t testing.TB, url, component string, items ...string) block.Lock {
+	t.Helper()
+	c := nats.DefaultLockConfig()
+	decode(t, c, append([]string{"natsURL", url}, items...)...)
+	l, err := nats.NewLock(env(t, component), c)
+	if err != nil {
+		t.Fatalf("NewLock: %v", err)
+	}
+	return l
+}
+
+func TestEmbeddedLock(t *testing.T) {
+	dir := nodeDir(t)
+	blocktest.Lock(t, func(t *testing.T) func() block.Lock {
+		return func() block.Lock { return embeddedLock(t, dir, "lockstore") }
+	})
+}
+
+func TestServerLock(t *testing.T) {
+	url := startServer(t).ClientURL()
+	blocktest.Lock(t, func(t *testing.T) func() block.Lock {
+		return func() block.Lock { return serverLock(t, url, "lockstore") }
+	})
+}

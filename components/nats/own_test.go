@@ -40,7 +40,7 @@ func TestBackendParts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, typ := range []string{"state.embedded", "state.nats", "pubsub.embedded", "pubsub.nats"} {
+	for _, typ := range []string{"state.embedded", "state.nats", "pubsub.embedded", "pubsub.nats", "lock.embedded", "lock.nats", "configuration.embedded", "configuration.nats"} {
 		part, ok := set.Find(typ, "v1")
 		if !ok {
 			t.Fatalf("no part for %s", typ)

@@ -33,6 +33,7 @@ type state struct {
 	stream   string
 	prefix   string // of subjects, with the final dot
 	getter   string // of read requests, up to the key
+	about    string // what the bucket's description says when it is made
 	replicas int
 
 	made atomic.Pointer[abilities] // nil until the stream is known to exist
@@ -54,12 +55,17 @@ const (
 )
 
 func newState(env block.Env, c *StoreConfig, replicas int, dial dialer) *state {
+	return newBucket(env, c, replicas, dial, "state of Mecha")
+}
+
+// newBucket is for all blocks that keep their things in a bucket.
+func newBucket(env block.Env, c *StoreConfig, replicas int, dial dialer, about string) *state {
 	bucket := c.Bucket
 	if bucket == "" {
 		bucket = env.Component
 	}
 	bucket = objectName(bucket)
-	s := &state{conn: newConn(dial, logger(env)), stream: "KV_" + bucket, prefix: "$KV." + bucket + ".", replicas: replicas}
+	s := &state{conn: newConn(dial, logger(env)), stream: "KV_" + bucket, prefix: "$KV." + bucket + ".", about: about, replicas: replicas}
 	s.getter = "$JS.API.DIRECT.GET." + s.stream + "." + s.prefix
 	return s
 }
@@ -198,6 +204,26 @@ func (s *state) one(ctx context.Context, op fault.Op, o *block.StateOp) error {
 		return err
 	}
 	return s.settle(ctx, op, o, answers[0])
+}
+
+// publish sends one message to the bucket and returns its sequence. what names it in errors.
+func (s *state) publish(ctx context.Context, op fault.Op, what string, m *natsgo.Msg) (uint64, error) {
+	answers, err := s.ask(ctx, op, m)
+	if err != nil {
+		return 0, err
+	}
+	var ack pubAck
+	refused, err := parseAck(op, answers[0])
+	switch {
+	case err != nil:
+		return 0, err
+	case refused != nil:
+		return 0, refusal(op, what, refused)
+	}
+	if err := json.Unmarshal(answers[0].Data, &ack); err != nil { // parseAck has read it before
+		return 0, fault.Wrap(op, fault.Internal, err)
+	}
+	return ack.Seq, nil
 }
 
 // settle reads the answer to a write. A first write refused may have met a marker or an
@@ -453,7 +479,7 @@ func (s *state) able(ctx context.Context, op fault.Op) (*abilities, error) {
 // the abilities we need; its other settings are somebody's choice.
 func (s *state) create(ctx context.Context, op fault.Op, p *period) error {
 	want := jetstream.StreamConfig{
-		Name: s.stream, Description: "state of Mecha", Subjects: []string{s.prefix + ">"},
+		Name: s.stream, Description: s.about, Subjects: []string{s.prefix + ">"},
 		MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew, Storage: jetstream.FileStorage, Replicas: s.replicas,
 		AllowDirect: true, AllowRollup: true, DenyDelete: true, AllowMsgTTL: true, AllowAtomicPublish: true,
 		Duplicates: time.Second, // ids are not used here: remember none

@@ -12,7 +12,9 @@ import (
 
 // dsn completes a user's connection string: a path, or a "file:" address with options, the
 // form SQLite itself accepts. Options given there win over ours.
-func dsn(conn string, busy time.Duration, wal bool) (string, error) {
+//
+// durable keeps the last commits across a crash of the machine.
+func dsn(conn string, busy time.Duration, wal, durable bool) (string, error) {
 	conn = strings.TrimSpace(conn)
 	path, query, _ := strings.Cut(conn, "?")
 	if !strings.HasPrefix(path, "file:") {
@@ -37,6 +39,8 @@ func dsn(conn string, busy time.Duration, wal bool) (string, error) {
 	pragma("busy_timeout", fmt.Sprint(busy.Milliseconds()))
 	if wal && !inMemory(conn) {
 		pragma("journal_mode", "WAL")
+	}
+	if wal && !inMemory(conn) && !durable {
 		// With the log a crash of the machine can lose the last commits but not damage the
 		// file; a registry's rows are worth nothing after such a crash.
 		pragma("synchronous", "NORMAL")
@@ -56,8 +60,8 @@ func inMemory(conn string) bool {
 }
 
 // openDB makes the pool. It does not touch the file.
-func openDB(conn string, busy time.Duration, wal bool) (*sql.DB, error) {
-	name, err := dsn(conn, busy, wal)
+func openDB(conn string, busy time.Duration, wal, durable bool) (*sql.DB, error) {
+	name, err := dsn(conn, busy, wal, durable)
 	if err != nil {
 		return nil, err
 	}

@@ -66,7 +66,7 @@ func NewRegistry(env block.Env, c *RegistryConfig) (block.Registry, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fault.Wrap("sqlite.NewRegistry", fault.Invalid, err)
 	}
-	db, err := openDB(c.ConnectionString, c.BusyTimeout, !c.DisableWAL)
+	db, err := openDB(c.ConnectionString, c.BusyTimeout, !c.DisableWAL, false)
 	if err != nil {
 		return nil, fault.Wrap("sqlite.NewRegistry", fault.Invalid, err)
 	}

@@ -45,7 +45,7 @@ func (c *RegistryConfig) Validate() error {
 	var errs []error
 	bad := func(key, format string, args ...any) { errs = append(errs, conf.Bad(key, format, args...)) }
 	if c.ConnectionString != "" {
-		if _, err := dsn(c.ConnectionString, 0, false); err != nil {
+		if _, err := dsn(c.ConnectionString, 0, false, false); err != nil {
 			bad("connectionString", "%v", err)
 		}
 	}

@@ -98,6 +98,9 @@ type Desc struct {
 	Safety Safety
 	// Streamed calls cannot be repeated: their body is consumed by the first attempt.
 	Streamed bool
+	// Lasting calls are ended by whoever began them, like a subscription: limits of time and number
+	// are not for them, and how long they last or why they end says nothing to breakers.
+	Lasting bool
 	// Shadow marks a copy of another call, made by a mirror. It is not mirrored again.
 	Shadow bool
 	// Attrs looks up headers or metadata for rules; nil means there are none.
@@ -213,7 +216,7 @@ func Begin(ctx context.Context, t *Target, d Desc) (*Call, error) {
 	if c.chain.Select != nil {
 		c.chain = c.chain.Select(c)
 	}
-	if c.chain.Total > 0 {
+	if c.chain.Total > 0 && !d.Lasting {
 		c.deadline = c.Start.Add(c.chain.Total)
 	}
 	for _, l := range c.chain.Layers {
@@ -304,7 +307,7 @@ func (c *Call) Next() bool {
 }
 
 // Done records how an attempt ended when all there is to know is the error.
-func (c *Call) Done(err error) { c.Ended(err, Status{}) }
+func (c *Call) Done(err error) { c.Ended(err, statusIn(err)) }
 
 // Ended records how an attempt ended. st is the status of an answer that came, which may be a
 // failure although err is nil.

@@ -69,8 +69,19 @@ func (d *deadline) watch() {
 		d.timer = time.AfterFunc(time.Until(d.at), d.tick)
 	}
 	if d.unred == nil {
-		d.unred = context.AfterFunc(d.Context, func() { d.cancel(d.Context.Err()) })
+		d.unred = afterFunc(d.Context, func() { d.cancel(d.Context.Err()) })
 	}
+}
+
+// afterFunc asks the context itself if it can be asked: the package would first make it a
+// channel, which an HTTP exchange's does not have until somebody wants one.
+func afterFunc(ctx context.Context, f func()) (stop func() bool) {
+	if x, ok := ctx.(interface {
+		AfterFunc(func()) (stop func() bool)
+	}); ok {
+		return x.AfterFunc(f)
+	}
+	return context.AfterFunc(ctx, f)
 }
 
 // tick is the timer's: the limit may have been moved or lifted meanwhile.

@@ -1,6 +1,8 @@
 package call
 
 import (
+	"errors"
+
 	"github.com/mecha-project/mecha/components/fault"
 )
 
@@ -60,6 +62,24 @@ func HTTPStatus(code int) Status { return Status{HTTP: code} }
 
 // GRPCStatus is a gRPC answer's.
 func GRPCStatus(code uint32) Status { return Status{GRPC: code, Code: true} }
+
+// Answered is an error that the other side answered with: policies may look at the status.
+type Answered interface {
+	error
+	CallStatus() Status
+}
+
+// statusIn is the status of the answer that an error is; the zero value when it is none.
+func statusIn(err error) Status {
+	if err == nil { // before the variable, which costs an allocation
+		return Status{}
+	}
+	var a Answered
+	if errors.As(err, &a) {
+		return a.CallStatus()
+	}
+	return Status{}
+}
 
 // OutcomeOf classifies an attempt.
 func OutcomeOf(err error, st Status) Outcome {

@@ -107,11 +107,11 @@ func (c *Call) enter(t *Try) bool {
 		t.tokens[i] = tok
 		t.entered++
 	}
-	if t.PerTry > 0 {
-		t.bound(c, time.Now().Add(t.PerTry))
-	}
-	if t.entered > 0 {
+	if t.entered > 0 { // only steps set PerTry
 		t.Start = time.Now()
+		if t.PerTry > 0 {
+			t.bound(c, t.Start.Add(t.PerTry))
+		}
 	}
 	return true
 }

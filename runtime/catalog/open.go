@@ -35,6 +35,7 @@ func (s *Spec) LogName() string {
 type Catalog struct {
 	State  *Store[block.State]
 	PubSub *Store[block.PubSub]
+	Secret *Store[block.Secret]
 
 	backends *block.Set
 	env      func(component string, log *slog.Logger) block.Env
@@ -54,7 +55,7 @@ type Options struct {
 
 // New makes an empty catalog.
 func New(o Options) *Catalog {
-	return &Catalog{State: NewStore[block.State](block.KindState), PubSub: NewStore[block.PubSub](block.KindPubSub),
+	return &Catalog{State: NewStore[block.State](block.KindState), PubSub: NewStore[block.PubSub](block.KindPubSub), Secret: NewStore[block.Secret](block.KindSecret),
 		backends: o.Backends, env: o.Env, govern: o.Govern, log: o.Log}
 }
 
@@ -128,6 +129,10 @@ func (c *Catalog) place(info Info, comp block.Component) func() {
 				c.PubSub.Put(NewHandle(info, b, c.target(call.Publish, info.Name)))
 			}
 		}
+	case block.KindSecret:
+		if b, ok := comp.(block.Secret); ok {
+			return func() { c.Secret.Put(NewHandle(info, b, c.target(call.Secret, info.Name))) }
+		}
 	}
 	return func() {}
 }
@@ -167,6 +172,9 @@ func (c *Catalog) Withdraw(ctx context.Context, name string) {
 	if h := c.PubSub.Remove(name); h != nil {
 		h.close(ctx)
 	}
+	if h := c.Secret.Remove(name); h != nil {
+		h.close(ctx)
+	}
 }
 
 // Infos lists the published components, sorted by block and name.
@@ -182,6 +190,11 @@ func (c *Catalog) Infos() []Info {
 			out = append(out, h.Info)
 		}
 	}
+	for _, h := range c.Secret.List() {
+		if !h.Away() {
+			out = append(out, h.Info)
+		}
+	}
 	return out
 }
 
@@ -190,12 +203,15 @@ func (c *Catalog) Close(ctx context.Context) error {
 	for _, info := range c.Infos() {
 		c.log.Info("Shutting down component " + (&Spec{Name: info.Name, Type: info.Type, Version: info.Version}).LogName())
 	}
-	return errors.Join(c.PubSub.Close(ctx), c.State.Close(ctx))
+	return errors.Join(c.PubSub.Close(ctx), c.State.Close(ctx), c.Secret.Close(ctx))
 }
 
 func creation(s *Spec, err error) error {
 	return fault.New("catalog.Open", fault.Invalid, "[CREATE_COMPONENT_FAILURE]: initialization error occurred for %s", s.LogName()).Because(err)
 }
+
+// InitFailure makes the error of a component whose metadata could not be completed.
+func InitFailure(s *Spec, err error) error { return initFailure(s, err) }
 
 func initFailure(s *Spec, err error) error {
 	return fault.New("catalog.Open", fault.Of(err), "[INIT_COMPONENT_FAILURE]: initialization error occurred for %s", s.LogName()).Because(err)
@@ -265,6 +281,10 @@ func Capabilities(comp block.Component) []string {
 	case block.PubSub:
 		if _, ok := comp.(block.PubSubTTL); ok {
 			caps = append(caps, "MESSAGE_TTL")
+		}
+	case block.Secret:
+		if m, ok := comp.(block.SecretMany); ok && m.ManyValues() {
+			caps = append(caps, "MULTIPLE_KEY_VALUES_PER_SECRET")
 		}
 	}
 	return caps

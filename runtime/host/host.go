@@ -31,6 +31,7 @@ import (
 	"github.com/mecha-project/mecha/runtime/policy"
 	"github.com/mecha-project/mecha/runtime/policy/file"
 	"github.com/mecha-project/mecha/runtime/pubsub"
+	"github.com/mecha-project/mecha/runtime/secret"
 	"github.com/mecha-project/mecha/runtime/settings"
 	"github.com/mecha-project/mecha/runtime/state"
 	"github.com/mecha-project/mecha/runtime/telemetry"
@@ -49,6 +50,8 @@ type Options struct {
 	Tracer    *telemetry.Tracer
 	Edges     Edges
 	Tracing   Tracing // may be nil
+	// Secrets are the secret stores, where something has used them before; nil makes them.
+	Secrets *Secrets
 	// Loaded lists components that an edge opened itself (HTTP middleware), for metadata.
 	Loaded []catalog.Info
 	// Governed is told of the policy engine as soon as there is one; nil is not told.
@@ -104,6 +107,7 @@ type Services struct {
 	Invoke    *invoke.Service
 	State     *state.Service
 	PubSub    *pubsub.Service
+	Secret    *secret.Service
 	App       *app.App
 	About     *about.Sidecar
 	Listeners Listeners
@@ -123,7 +127,8 @@ type Sidecar struct {
 	log       *slog.Logger
 	self      identity.Self
 	about     *about.Sidecar
-	catalog   *catalog.Catalog
+	secrets   *Secrets
+	catalog   *catalog.Catalog // of secrets, and of all other components
 	policy    *policy.Engine
 	judges    bool                  // the access control judges calls from other apps
 	resilient []settings.Resiliency // those in force; written by openPolicy, then by the watcher
@@ -144,7 +149,11 @@ type Sidecar struct {
 // or a part fails. It returns nil after a graceful end.
 func Run(ctx context.Context, o Options) error {
 	h := &Sidecar{o: o, s: o.Settings, log: o.Log, cut: func() {}, lost: make(chan error, 8)}
-	h.self = identity.Self{App: h.s.AppID, Namespace: h.s.Namespace, RawNamespace: h.s.NamespaceGiven}
+	h.self = selfOf(h.s)
+	if h.secrets = o.Secrets; h.secrets == nil {
+		h.secrets = NewSecrets(SecretsOptions{Settings: o.Settings, Config: o.Config, Resources: o.Resources, Backends: o.Backends, Log: o.Log, Metrics: o.Metrics})
+	}
+	h.catalog = h.secrets.load.catalog
 	h.about = about.New(h.s.AppID, "runtime")
 	h.about.Describe(h.describe)
 	began := time.Now()
@@ -230,12 +239,8 @@ func (h *Sidecar) start(ctx context.Context) (err error) {
 	if err := h.openPolicy(); err != nil {
 		return err
 	}
-	h.catalog = catalog.New(catalog.Options{Backends: h.o.Backends, Namespace: h.self.Namespace, Log: telemetry.Scope(h.log, "dapr.contrib"),
-		Govern: h.policy.Govern,
-		Env: func(component string, log *slog.Logger) block.Env {
-			return block.Env{Log: log, AppID: h.self.App, Namespace: h.self.Namespace, Component: component, DataDir: h.s.DataDir}
-		}})
-	if err := h.buildServices(l); err != nil {
+	h.secrets.governBy(h.policy)
+	if err := h.buildServices(ctx, l); err != nil {
 		return err
 	}
 	if h.servers, err = h.o.Edges.Servers(h.services); err != nil {
@@ -271,9 +276,9 @@ func (h *Sidecar) openApp() (err error) {
 	return nil
 }
 
-func (h *Sidecar) buildServices(l Listeners) error {
+func (h *Sidecar) buildServices(ctx context.Context, l Listeners) error {
 	hostName, _ := os.Hostname()
-	endpoints, err := h.endpoints()
+	endpoints, err := h.endpoints(ctx)
 	if err != nil {
 		return err
 	}
@@ -291,7 +296,7 @@ func (h *Sidecar) buildServices(l Listeners) error {
 		ps.App, ps.Sink = h.app, h.appSide.Sink()
 	}
 	h.services = &Services{Self: h.self, Invoke: inv, State: state.New(h.catalog.State, h.self, h.o.Metrics),
-		PubSub: pubsub.New(h.catalog.PubSub, h.self, ps), App: h.app, About: h.about, Listeners: l}
+		PubSub: pubsub.New(h.catalog.PubSub, h.self, ps), Secret: h.secrets.service, App: h.app, About: h.about, Listeners: l}
 	return h.declareSubscriptions()
 }
 

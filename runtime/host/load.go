@@ -23,33 +23,29 @@ import (
 	"github.com/mecha-project/mecha/runtime/telemetry"
 )
 
-// loadComponents opens every component and reaches their servers, each in its own time. A
-// component that fails ends the sidecar unless it says ignoreErrors.
+// loadComponents opens every component and reaches their servers: the secret stores, then the
+// others, which may be configured with secrets, each in its own time. A component that fails ends
+// the sidecar unless it says ignoreErrors.
 func (h *Sidecar) loadComponents(ctx context.Context) error {
-	log := telemetry.Scope(h.log, "dapr.runtime.processor")
 	h.log.Info("Loading components…")
-	specs, err := h.specs()
-	if err != nil {
+	if err := h.secrets.openAll(ctx); err != nil {
 		return err
 	}
+	specs := h.specs()
 	var all sync.WaitGroup
 	failed := make(chan error, len(specs))
 	for _, spec := range specs {
 		all.Go(func() {
 			if err := h.loadComponent(ctx, spec); err != nil {
 				failed <- err
-			} else {
-				log.Info("Component loaded: " + spec.LogName())
 			}
 		})
 	}
 	h.log.Info("Waiting for all outstanding components to be processed…")
 	all.Wait()
 	close(failed)
-	for err := range failed {
-		if err != errIgnored {
-			return err
-		}
+	if err := <-failed; err != nil {
+		return err
 	}
 	h.log.Info("All outstanding components processed")
 	h.log.Info("Loading endpoints…")
@@ -60,36 +56,28 @@ func (h *Sidecar) loadComponents(ctx context.Context) error {
 	return nil
 }
 
-var errIgnored = fmt.Errorf("ignored")
+// pending is a component to open.
+type pending struct {
+	catalog.Spec
+	// declared is the resource whose metadata the spec still lacks; nil for one without a resource.
+	declared *settings.Component
+}
 
-func (h *Sidecar) loadComponent(ctx context.Context, spec catalog.Spec) error {
-	log := telemetry.Scope(h.log, "dapr.runtime.processor")
-	m := h.o.Metrics
-	opened, err := h.catalog.Open(spec)
-	reason := "creation"
-	if err == nil {
-		reason = "init"
-		m.ComponentInit(spec.Type)
-		err = checkComponent(opened)
-	}
-	if err == nil {
-		h.catalog.Publish(opened)
-		if err = h.catalog.Init(ctx, opened); err != nil {
-			h.catalog.Withdraw(ctx, spec.Name)
+func (h *Sidecar) loadComponent(ctx context.Context, p pending) error {
+	var complete func(context.Context) ([]conf.Item, error)
+	if p.declared != nil {
+		complete = func(ctx context.Context) ([]conf.Item, error) {
+			return completed(p.declared, h.secrets.Expansion(ctx), h.log)
 		}
 	}
+	err := h.secrets.load.load(ctx, p.Spec, complete)
 	if err == nil {
-		m.ComponentLoaded()
-		h.services.PubSub.Refresh(spec.Name)
+		h.services.PubSub.Refresh(p.Name)
+	}
+	if p.IgnoreErrors {
 		return nil
 	}
-	m.ComponentInitFail(spec.Type, reason, spec.Name)
-	log.Error("Failed to init component " + spec.LogName() + ": " + err.Error())
-	if spec.IgnoreErrors {
-		log.Error("Ignoring error processing component: process component " + spec.Name + " error: " + err.Error())
-		return errIgnored
-	}
-	return fmt.Errorf("process component %s error: %w", spec.Name, err)
+	return err
 }
 
 // checkComponent judges settings of a component that its service reads.
@@ -112,10 +100,9 @@ func (h *Sidecar) namespaced(component string) bool {
 
 // specs turns resources into components to open: declared ones, then the implicit ones whose
 // names are free.
-func (h *Sidecar) specs() ([]catalog.Spec, error) {
-	var out []catalog.Spec
+func (h *Sidecar) specs() []pending {
+	var out []pending
 	taken := map[string]bool{}
-	x := settings.Expansion{AppID: h.self.App, Namespace: h.self.RawNamespace, PodName: h.s.PodName, Env: osEnv}
 	for i := range h.o.Resources.Components {
 		c := &h.o.Resources.Components[i]
 		taken[c.Name] = true
@@ -123,29 +110,17 @@ func (h *Sidecar) specs() ([]catalog.Spec, error) {
 			h.log.Warn(fmt.Sprintf("component '%s' cannot be loaded because components of type '%s' are not allowed", c.Name, c.LogName()))
 			continue
 		}
-		if c.Category() == "middleware.http" {
-			continue // opened by the HTTP edge
+		if c.Category() == "middleware.http" || isSecretStore(c) {
+			continue // opened by the HTTP edge, and before
 		}
-		items, found := c.Items(x)
-		for _, w := range found.Warnings() {
-			h.log.Warn(w.String())
-		}
-		spec := catalog.Spec{Name: c.Name, Type: c.LookupType(), Version: c.Version, Items: items, InitTimeout: c.InitTimeout, IgnoreErrors: c.IgnoreErrors}
-		if err := found.Err(); err != nil {
-			if c.IgnoreErrors {
-				h.log.Error("Ignoring error processing component: process component " + c.Name + " error: " + err.Error())
-				continue
-			}
-			return nil, fmt.Errorf("process component %s error: %w", c.Name, err)
-		}
-		out = append(out, spec)
+		out = append(out, pending{specOf(c), c})
 	}
 	for _, s := range h.o.Implicit {
 		if !taken[s.Name] {
-			out = append(out, s)
+			out = append(out, pending{Spec: s})
 		}
 	}
-	return out, nil
+	return out
 }
 
 // openRegistry opens the configured name resolution, or the default: the host's own
@@ -199,18 +174,18 @@ func (h *Sidecar) oneRegistry(name string, items []conf.Item) (block.Registry, e
 	return r, nil
 }
 
-// endpoints makes the HTTPEndpoint resources targets. One whose TLS settings cannot be used
-// stops start-up: to call it with others would not be what was asked for.
-func (h *Sidecar) endpoints() ([]invoke.Endpoint, error) {
+// endpoints makes the HTTPEndpoint resources targets. One whose headers or TLS settings cannot be
+// had stops start-up: to call it with others would not be what was asked for.
+func (h *Sidecar) endpoints(ctx context.Context) ([]invoke.Endpoint, error) {
 	var out []invoke.Endpoint
-	x := settings.Expansion{AppID: h.self.App, Namespace: h.self.RawNamespace, PodName: h.s.PodName, Env: osEnv}
+	x := h.secrets.Expansion(ctx)
 	for i := range h.o.Resources.HTTPEndpoints {
 		e := &h.o.Resources.HTTPEndpoints[i]
 		end := invoke.Endpoint{Name: e.Name, BaseURL: e.BaseURL}
 		// Header entries are written and resolved as component metadata are.
-		items, found := (&settings.Component{Resource: e.Resource, Metadata: e.Headers, SecretStore: e.SecretStore}).Items(x)
-		for _, w := range found {
-			h.log.Warn(w.String())
+		items, err := completed(&settings.Component{Resource: e.Resource, Metadata: e.Headers, SecretStore: e.SecretStore}, x, h.log)
+		if err != nil {
+			return nil, fmt.Errorf("http endpoint %s: %w", e.Name, err)
 		}
 		for _, it := range items {
 			end.Header.Add(it.Name, it.Value)

@@ -81,13 +81,15 @@ func (h *Sidecar) compilePolicy(r *settings.Resources) *file.Compiled {
 
 // componentNames are the names of components that this sidecar is to have, by kind of call.
 func (h *Sidecar) componentNames() map[call.Kind][]string {
-	names := map[call.Kind][]string{call.State: {}, call.Publish: {}}
+	names := map[call.Kind][]string{call.State: {}, call.Publish: {}, call.Secret: {}}
 	add := func(typ, name string) {
 		switch category, _, _ := strings.Cut(typ, "."); block.Kind(category) {
 		case block.KindState:
 			names[call.State] = append(names[call.State], name)
 		case block.KindPubSub:
 			names[call.Publish] = append(names[call.Publish], name)
+		case block.KindSecret:
+			names[call.Secret] = append(names[call.Secret], name)
 		}
 	}
 	for i := range h.o.Resources.Components {
@@ -108,6 +110,8 @@ func (h *Sidecar) placeAway() {
 			place(h, h.catalog.State, a)
 		case call.Publish:
 			place(h, h.catalog.PubSub, a)
+		case call.Secret:
+			place(h, h.catalog.Secret, a)
 		}
 	}
 }
@@ -224,6 +228,8 @@ func (h *Sidecar) ping(ctx context.Context, kind call.Kind, name string) error {
 		return h.catalog.State.Ping(ctx, name)
 	case call.Publish:
 		return h.catalog.PubSub.Ping(ctx, name)
+	case call.Secret:
+		return h.catalog.Secret.Ping(ctx, name)
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package invoke
 import (
 	"bytes"
 	"context"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -71,7 +70,7 @@ func (l *leg) destination(ctx context.Context, t *call.Try) (*destination, *call
 		return d, req, nil
 	}
 	own := *req
-	own.Header = slices.Clone(req.Header)
+	own.Header = append(make(call.Fields, 0, len(req.Header)+maxStamps), req.Header...)
 	if l.body != nil {
 		own.Stream = l.body.again()
 	}
@@ -105,7 +104,7 @@ func (l *leg) send(ctx context.Context, t *call.Try, d *destination, req *call.R
 // toSelf is a call of the app to itself. It passes the policy of calls that arrive as any other
 // caller's does.
 func (s *Service) toSelf(ctx context.Context, req *call.Request) (*call.Response, error) {
-	if nothing := s.inbound.Chain(); nothing == nil || nothing.About == nil {
+	if p := s.inbound.Chain(); p == nil || (p.Select == nil && p.About == nil) {
 		return s.o.Local.Invoke(ctx, req)
 	}
 	c, err := call.Begin(ctx, s.inbound, s.describe(req, s.caller))

@@ -479,8 +479,32 @@ func TestSelfCallsPassTheInboundPolicy(t *testing.T) {
 	if fault.Of(err) != fault.Denied || fault.RuleOf(err) != "p0" {
 		t.Errorf("a denied call: %v", err)
 	}
+	byHeader, _ := governed(t, &mesh{}, policy.Spec{Match: []policy.Match{{Kind: policy.Words{"app"}, Headers: map[string]string{"x-bad": "*"}}}, Authz: &policy.Authz{Deny: []policy.Rule{{From: policy.Words{"*"}}}}})
+	if err := byHeader.Invoke(t.Context(), &call.Request{Target: "me", Verb: "GET", Header: call.Fields{{Name: "X-Bad", Value: "1"}}}, &answer{}); fault.Of(err) != fault.Denied {
+		t.Errorf("a call that a policy judges by its header: %v", err)
+	}
 	err = k.Serve(t.Context(), &call.Request{Target: "me", Verb: "GET", Path: "a/..//admin/./x"}, "other", &answer{})
 	if fault.Of(err) != fault.Denied {
 		t.Errorf("a denied call that arrives with a path to be cleaned: %v", err)
 	}
+}
+
+// A breaker that opens between two attempts ends the call, and the answer before it is closed.
+func TestARefusedRetryClosesTheAnswerBeforeIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var answered, closed atomic.Int32
+		m := &mesh{serve: func(context.Context, string, *call.Request) (*call.Response, error) {
+			answered.Add(1)
+			return &call.Response{Status: 503, Held: released(func() { closed.Add(1) })}, nil
+		}}
+		k, _ := governed(t, m, policy.Spec{Retry: &policy.Retry{Max: two()}, Breaker: &policy.Breaker{ConsecutiveFailures: 2}})
+		k.reg.set(shop, "a")
+		err := k.Invoke(t.Context(), &call.Request{Target: "shop", Verb: "GET"}, &answer{})
+		if fault.Of(err) != fault.Unavailable || fault.ReasonOf(err) != fault.PolicyRejected {
+			t.Errorf("got %v", err)
+		}
+		if answered.Load() != 2 || closed.Load() != 2 {
+			t.Errorf("%d of %d answers were closed, want 2 of 2", closed.Load(), answered.Load())
+		}
+	})
 }

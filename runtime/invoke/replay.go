@@ -1,28 +1,34 @@
 package invoke
 
 import (
+	"bytes"
 	"io"
 	"sync"
-
-	"github.com/mecha-project/mecha/runtime/call"
 )
 
 // maxReplay bounds the part of a body that is kept for another attempt. A body that grows
 // beyond it goes through, but only once.
 const maxReplay = 1 << 20
 
+// maxPiece bounds one read of the source.
+const maxPiece = 32 << 10
+
 // replay is a streamed body that attempts can read one after the other: what was read is kept,
-// and an attempt that comes later begins with that. At most one goroutine reads the source; an
-// attempt that is over leaves its read to the next.
+// and an attempt that comes later begins with that.
+//
+// The source is read in a goroutine of its own, a piece at a time and only when an attempt
+// wants more. So an attempt that is over can be left at once, although the caller may be slow
+// to send the rest, or wait for an answer first: what it asked for is the next one's.
 type replay struct {
 	mu      sync.Mutex // guards what follows
 	change  *sync.Cond // something was read, or a view closed
 	from    io.ReadCloser
-	buf     []byte
-	dropped bool // more than maxReplay came: buf is gone, and with it every further attempt
-	err     error
+	piece   []byte // where the source is read into
+	buf     []byte // all that was read; once dropped, what view has not read of it
+	dropped bool   // more than maxReplay came: the beginning is gone, and with it every further attempt
+	err     error  // the source's, behind buf
 	reading bool
-	view    *view // the attempt that may read beyond buf once it was dropped
+	view    *view // the attempt that reads
 }
 
 func newReplay(from io.ReadCloser) *replay {
@@ -50,17 +56,48 @@ func (r *replay) again() io.ReadCloser {
 	return r.view
 }
 
-// done ends the use of the source.
+// done ends the use of the source. Closing it wakes a read in progress.
 func (r *replay) done() {
-	if r != nil {
-		_ = r.from.Close()
+	if r == nil {
+		return
 	}
+	_ = r.from.Close()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.view != nil {
+		r.view.closed = true
+	}
+	for r.reading { // the source is not ours any more after this
+		r.change.Wait()
+	}
+	r.change.Broadcast()
+}
+
+// more starts to read another piece; mu is held.
+func (r *replay) more() {
+	if r.reading {
+		return
+	}
+	if r.reading = true; r.piece == nil {
+		r.piece = make([]byte, maxPiece)
+	}
+	go func() {
+		n, err := r.from.Read(r.piece)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.reading = false
+		r.buf = append(r.buf, r.piece[:n]...)
+		if err != nil {
+			r.err = err
+		}
+		r.change.Broadcast()
+	}()
 }
 
 // view is the body of one attempt.
 type view struct {
 	r      *replay
-	at     int
+	at     int // in buf
 	closed bool
 }
 
@@ -69,67 +106,24 @@ func (v *view) Read(p []byte) (int, error) {
 	r := v.r
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for {
-		switch {
-		case v.closed:
-			return 0, io.ErrClosedPipe
-		case v.at < len(r.buf):
+	for !v.closed {
+		if !r.dropped && len(r.buf) > maxReplay {
+			r.dropped, r.buf, v.at = true, bytes.Clone(r.buf[v.at:]), 0
+		}
+		if v.at < len(r.buf) {
 			n := copy(p, r.buf[v.at:])
-			v.at += n
+			if v.at += n; r.dropped && v.at == len(r.buf) {
+				r.buf, v.at = r.buf[:0], 0
+			}
 			return n, nil
-		case r.err != nil:
+		}
+		if r.err != nil {
 			return 0, r.err
-		case r.reading:
-			r.change.Wait()
-			continue
 		}
-		if n, err, mine := v.fill(p); mine {
-			return n, err
-		}
+		r.more()
+		r.change.Wait()
 	}
-}
-
-// fill reads more from the source; mu is held, but not while it reads. mine is false when the
-// attempt was overtaken meanwhile, or should look into buf again.
-func (v *view) fill(p []byte) (n int, err error, mine bool) { //nolint:revive // as io.Reader has them
-	r := v.r
-	r.reading = true
-	r.mu.Unlock()
-	n, err = r.from.Read(p)
-	r.mu.Lock()
-	r.reading = false
-	r.change.Broadcast()
-	if err != nil {
-		r.err = err
-	}
-	if r.dropped {
-		return n, err, true // nobody else reads any more
-	}
-	if len(r.buf)+n > maxReplay {
-		r.dropped, r.buf, v.at = true, nil, 0
-		if v.closed { // the attempt after this one began with bytes that are gone
-			r.err = io.ErrUnexpectedEOF
-			return 0, io.ErrClosedPipe, true
-		}
-		return n, err, true
-	}
-	r.buf = append(r.buf, p[:n]...)
-	if v.closed || v.at != len(r.buf)-n {
-		return 0, nil, false
-	}
-	v.at += n
-	if n == 0 && err == nil {
-		return 0, nil, false
-	}
-	return n, endOfBody(err), true
-}
-
-// endOfBody passes an orderly end on as it is.
-func endOfBody(err error) error {
-	if call.Ended(err) {
-		return io.EOF
-	}
-	return err
+	return 0, io.ErrClosedPipe
 }
 
 // Close implements io.Closer. It does not close the source, which another attempt may need.

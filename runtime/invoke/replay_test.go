@@ -143,6 +143,33 @@ func TestAnAttemptThatEndsLeavesItsReadToTheNext(t *testing.T) {
 	})
 }
 
+// Whoever closes an attempt's body waits for its reader to return, and the caller may not send
+// more before it has an answer.
+func TestAnAttemptCanBeLeftWhileTheCallerIsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pr, pw := io.Pipe()
+		r := newReplay(pr)
+		first := r.again()
+		var wg sync.WaitGroup
+		var err error
+		wg.Go(func() { _, err = first.Read(make([]byte, 10)) })
+		synctest.Wait() // it is reading
+		first.Close()
+		wg.Wait()
+		if err == nil {
+			t.Error("a closed attempt got bytes")
+		}
+		second := r.again()
+		wg.Go(func() { _, err = second.Read(make([]byte, 10)) })
+		synctest.Wait()
+		r.done() // wakes the source too
+		wg.Wait()
+		if _, werr := pw.Write([]byte("late")); err == nil || werr == nil {
+			t.Errorf("after the end: read %v, write %v; want errors", err, werr)
+		}
+	})
+}
+
 func FuzzReplay(f *testing.F) {
 	f.Add(uint64(1), 10_000, 3)
 	f.Fuzz(func(t *testing.T, seed uint64, size, attempts int) {

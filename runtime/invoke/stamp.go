@@ -9,6 +9,9 @@ const (
 	headerCalleeApp = "dapr-callee-app-id"
 )
 
+// maxStamps is how many headers an attempt can add: room for them spares growing the list twice.
+const maxStamps = 7
+
 // stamps holds the header values that are the same for every call of this sidecar.
 type stamps struct {
 	app, namespace    string

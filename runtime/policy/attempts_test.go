@@ -291,9 +291,10 @@ func TestBackoffBounds(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			retry := under(t, call.State, policy.Spec{Retry: &policy.Retry{Max: ptr(1000), Backoff: tt.b}}).Chain().Retry
+			tg := under(t, call.State, policy.Spec{Retry: &policy.Retry{Max: ptr(1000), Backoff: tt.b}})
+			retry := tg.Chain().Retry
 			for attempt := 1; attempt <= 100; attempt++ {
-				c := &call.Call{Desc: call.Desc{Safety: call.Safe}, Attempt: attempt, Outcome: call.Unavailable}
+				c := &call.Call{Target: tg, Desc: call.Desc{Safety: call.Safe}, Attempt: attempt, Outcome: call.Unavailable}
 				longest := time.Duration(0)
 				for range 300 {
 					pause, again := retry(c, errMaybe)
@@ -457,7 +458,7 @@ func TestDaprRetries(t *testing.T) {
 	}
 	t.Run("without limit, until somebody gives up", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour-time.Second)
 			defer cancel()
 			r, n := constant(-1), 0
 			if err := do(ctx, dapr(t, call.State, policy.Resilience{Retry: &r}), call.Desc{}, func(context.Context) error { n++; return errMaybe }); n != 1800 || !errors.Is(err, errMaybe) {

@@ -157,3 +157,22 @@ func TestDaprSeries(t *testing.T) {
 		}
 	})
 }
+
+// A caller that gave up says nothing about the destination: neither a success nor, as every
+// error does in Resiliency, a failure.
+func TestWhoGaveUpDoesNotCount(t *testing.T) {
+	errCanceled := errOf(fault.Canceled, fault.SentMaybe)
+	for name, tg := range map[string]*call.Target{
+		"policy":     under(t, call.State, policy.Spec{Breaker: &policy.Breaker{ConsecutiveFailures: 2}}),
+		"Resiliency": dapr(t, call.State, policy.Resilience{Breaker: &policy.DaprBreaker{Config: breaker.Config{Trip: trip(t, "consecutiveFailures >= 2")}}}),
+	} {
+		for i, err := range []error{errCanceled, errCanceled, errMaybe, errCanceled, errMaybe} {
+			if got := do(t.Context(), tg, call.Desc{}, failing(err)); !errors.Is(got, err) {
+				t.Errorf("%s: call %d: %v", name, i, got)
+			}
+		}
+		if err := do(t.Context(), tg, call.Desc{}, fine); call.OutcomeOf(err, call.Status{}) != call.Rejected {
+			t.Errorf("%s: two failures, and the breaker is closed (%v)", name, err)
+		}
+	}
+}

@@ -164,6 +164,9 @@ func (s *breakers) of(c *call.Call, t *call.Try) *breaker.Breaker {
 }
 
 func (s *breakers) Enter(c *call.Call, t *call.Try) (call.Token, error) {
+	if c.Lasting {
+		return call.Token{}, nil // it would keep the one place that a half-open breaker has
+	}
 	br := s.of(c, t)
 	ticket, verdict := br.Allow()
 	if s.series != nil {
@@ -184,7 +187,11 @@ func (s *breakers) Enter(c *call.Call, t *call.Try) (call.Token, error) {
 }
 
 func (s *breakers) Exit(_ *call.Call, t *call.Try, tok call.Token) {
-	br, ticket := tok.P.(*breaker.Breaker), tok.Q.(breaker.Ticket)
+	br, ok := tok.P.(*breaker.Breaker)
+	if !ok {
+		return
+	}
+	ticket := tok.Q.(breaker.Ticket)
 	if t.Outcome == call.Rejected || t.Outcome == call.Canceled {
 		br.Cancel(ticket) // it says nothing about the destination
 		return

@@ -168,6 +168,7 @@ func (b *builder) daprRetry(r *DaprRetry) string {
 			series.Activate(NoState)
 		}
 		b.e.log.Warn(fmt.Sprintf("Error processing operation %s. Retrying in %v…", daprOperation(c), pause))
+		b.e.log.Debug(fmt.Sprintf("Error for operation %s was: %v", daprOperation(c), err), "outcome", c.Outcome.String(), "status", c.Try().Status.HTTP)
 		return pause, true
 	}
 	times := "without limit"
@@ -197,12 +198,12 @@ func (r *DaprRetry) backoff(attempt int) time.Duration {
 
 // worth tells whether Dapr would try again.
 func (r *DaprRetry) worth(c *call.Call, err error) bool {
-	if err != nil {
-		return c.Outcome != call.Rejected && !(c.Outcome == call.Canceled && c.Whole().Err() != nil) && repeatable(err) &&
-			(!r.OnlyTransport || fault.ReasonOf(err) == "" && fault.Of(err) == fault.Unavailable)
-	}
 	st := c.Try().Status
 	switch {
+	case err != nil && (c.Outcome == call.Rejected || c.Outcome == call.Canceled && c.Whole().Err() != nil):
+		return false
+	case err != nil && !st.Code && st.HTTP == 0: // no answer came
+		return repeatable(err) && (!r.OnlyTransport || fault.ReasonOf(err) == "" && fault.Of(err) == fault.Unavailable)
 	case r.OnlyTransport:
 		return false
 	case st.Code:

@@ -209,11 +209,10 @@ func TestHedgeByPercentile(t *testing.T) {
 			if i%20 == 0 {
 				d = time.Second
 			}
-			first := true
 			var tries atomic.Int32
 			_, _ = race(t.Context(), tg, safe, nil, func(ctx context.Context, n int) (int, error) {
 				tries.Add(1)
-				if !first || n > 1 {
+				if n > 1 {
 					return n, after(10*time.Millisecond, ctx)
 				}
 				return n, after(d, ctx)

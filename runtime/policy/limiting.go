@@ -122,6 +122,9 @@ type caps struct {
 const heldRetry = 1
 
 func (s *caps) Enter(c *call.Call, t *call.Try) (call.Token, error) {
+	if c.Lasting {
+		return call.Token{}, nil // it would take a place from the calls for good
+	}
 	cap, tok := s.own, call.Token{}
 	if t.To != "" {
 		if other, ok := s.others[t.To]; ok {
@@ -166,7 +169,10 @@ func (s *caps) give(cap *limit.Caps, tok call.Token) {
 }
 
 func (s *caps) Exit(_ *call.Call, _ *call.Try, tok call.Token) {
-	cap := tok.P.(*limit.Caps)
+	cap, ok := tok.P.(*limit.Caps)
+	if !ok {
+		return
+	}
 	cap.Release()
 	s.give(cap, tok)
 }

@@ -72,11 +72,18 @@ func newPattern(s string, anyCase bool) pattern {
 }
 
 func (p *pattern) fits(s string) bool {
-	if p.anyCase && p.mode == exact {
-		return len(s) == len(p.text) && strings.EqualFold(s, p.text)
-	}
-	if p.anyCase && p.mode != everything {
-		s = strings.ToLower(s)
+	if p.anyCase {
+		n := len(p.text)
+		switch p.mode { // without the allocation that a lower-case copy costs
+		case exact:
+			return len(s) == n && strings.EqualFold(s, p.text)
+		case prefix:
+			return len(s) >= n && strings.EqualFold(s[:n], p.text)
+		case suffix:
+			return len(s) >= n && strings.EqualFold(s[len(s)-n:], p.text)
+		case inside, glob:
+			s = strings.ToLower(s)
+		}
 	}
 	switch p.mode {
 	case exact:

@@ -19,6 +19,7 @@ func routing(b *builder) (does, field string) {
 	}
 	s := &route{data: holdsData(b.t.Kind), refuse: b.rejection("route", b.r.source("route")), target: b.t.Name}
 	s.writeFailover = b.r.WriteFailover != nil && *b.r.WriteFailover
+	s.keyless = b.t.Kind == call.Publish
 	s.readOnly = s.data && b.r.Split != nil && b.r.Split.ReadOnly
 	var words []string
 	for i := range b.r.Route {
@@ -49,7 +50,12 @@ func routing(b *builder) (does, field string) {
 		s.key = keyOf(by)
 	}
 	if s.data && s.key != nil && by == "key" && len(s.level(0)) > 1 {
-		b.c.Place = func(key string) string { return s.hashed(s.level(0), key).to }
+		b.c.Place = func(key string) string {
+			if key == "" && s.keyless {
+				return "" // apart from those with keys: by chance, each request of them together
+			}
+			return s.hashed(s.level(0), key).to
+		}
 	}
 	b.step(s)
 	return strings.Join(words, ", ") + " by " + by, "route"
@@ -104,6 +110,7 @@ type route struct {
 	last          int // greatest priority
 	key           func(*call.Call) string
 	data          bool
+	keyless       bool // what has no key goes by chance: messages, which then have no order to keep
 	readOnly      bool // promised by the policy, so it is held to it
 	writeFailover bool
 	target        string
@@ -174,24 +181,34 @@ func (s *route) find(to string) *way {
 // key of data has one place among the ways of a priority, healthy or not: elsewhere it would be
 // missing.
 func (s *route) choose(c *call.Call, t *call.Try, priority int) *way {
-	if s.key != nil && s.data {
-		if w := s.byHash(s.key(c), func(w *way) bool { return w.priority == priority }); w != nil && !w.down() {
+	key, keyed := s.keyOf(c)
+	if keyed && s.data {
+		if w := s.byHash(key, func(w *way) bool { return w.priority == priority }); w != nil && !w.down() {
 			return w
 		}
 		return nil
 	}
 	fits := func(w *way) bool { return w.priority == priority && !w.down() }
-	if s.key != nil {
-		return s.byHash(s.key(c), fits)
+	if keyed {
+		return s.byHash(key, fits)
 	}
 	return s.random(fits)
+}
+
+// keyOf is what decides about a call; ok is false when chance does.
+func (s *route) keyOf(c *call.Call) (key string, ok bool) {
+	if s.key == nil {
+		return "", false
+	}
+	key = s.key(c)
+	return key, key != "" || !s.keyless
 }
 
 // whatever takes a way though all are down.
 func (s *route) whatever(c *call.Call) *way {
 	first := func(w *way) bool { return w.priority == 0 }
-	if s.key != nil {
-		return s.byHash(s.key(c), first)
+	if key, ok := s.keyOf(c); ok {
+		return s.byHash(key, first)
 	}
 	return s.random(first)
 }

@@ -38,7 +38,10 @@ type perTry struct {
 	series Series // nil: not counted
 }
 
-func (s perTry) Enter(_ *call.Call, t *call.Try) (call.Token, error) {
+func (s perTry) Enter(c *call.Call, t *call.Try) (call.Token, error) {
+	if c.Lasting {
+		return call.Token{}, nil
+	}
 	t.PerTry = s.d
 	if s.series != nil {
 		s.series.Count(NoState)

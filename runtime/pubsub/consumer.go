@@ -99,7 +99,7 @@ func (c *consumer) run(fetch, work context.Context) error {
 		settle()
 		cancel()
 	})
-	desc := call.Desc{Op: "subscribe", Resource: c.route.sub.Topic, Safety: call.Safe, Streamed: true}
+	desc := call.Desc{Op: "subscribe", Resource: c.route.sub.Topic, Safety: call.Safe, Streamed: true, Lasting: true}
 	_, err := catalog.Do(consume, c.h, desc, func(ctx context.Context, broker block.PubSub) (struct{}, error) {
 		return struct{}{}, broker.Consume(ctx, opts, deliver)
 	}, nil)

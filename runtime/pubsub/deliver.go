@@ -1,6 +1,7 @@
 package pubsub
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -18,6 +19,9 @@ import (
 type StatusError struct{ Status int }
 
 func (e *StatusError) Error() string { return fmt.Sprintf("the app answered with status %d", e.Status) }
+
+// CallStatus implements call.Answered.
+func (e *StatusError) CallStatus() call.Status { return call.HTTPStatus(e.Status) }
 
 // maxAnswer bounds what is read of an app's answer; it is Dapr's default size of a body. What is
 // longer may say RETRY where nobody has read it, so it counts as no answer.
@@ -79,7 +83,7 @@ func (c *consumer) exchange(ctx context.Context, req *call.Request) (status int,
 	}
 	defer resp.Close()
 	if resp.Stream == nil {
-		return resp.Status, resp.Data, nil
+		return resp.Status, bytes.Clone(resp.Data), nil // the answer's buffer is another's once it is closed
 	}
 	body, err = io.ReadAll(io.LimitReader(resp.Stream, maxAnswer+1))
 	switch {

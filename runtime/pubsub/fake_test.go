@@ -184,7 +184,18 @@ func (a app) Invoke(ctx context.Context, req *call.Request) (*call.Response, err
 }
 
 func status(code int, body string) (*call.Response, error) {
-	return &call.Response{Status: code, Data: []byte(body), Length: int64(len(body))}, nil
+	data := []byte(body)
+	return &call.Response{Status: code, Data: data, Length: int64(len(data)), Held: lent(data)}, nil
+}
+
+// lent is an answer's buffer, which is another's once the answer is closed.
+type lent []byte
+
+func (l lent) Close() error {
+	for i := range l {
+		l[i] = '#'
+	}
+	return nil
 }
 
 // open makes a service over one component named ps.

@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -147,16 +148,19 @@ type Expansion struct {
 	Namespace string              // this sidecar's namespace; empty means "default"
 	PodName   string              // for {podName}; empty means unknown
 	Env       func(string) string // the sidecar's environment; nil means empty
-	// Secret reads a secret; false means it cannot be had. Nil means there is no store.
-	Secret func(store, name, key string) (string, bool)
+	// Secret reads the value that a component, or what is written like one, refers to. Nil means
+	// there is no store.
+	Secret func(c *Component, ref *SecretRef) (string, error)
 }
 
 // Items gives the metadata as the backend is to see it: tokens expanded, references
 // resolved. {uuid} is new on every call. An Error finding means the component cannot be
-// opened; warnings tell of references that stay empty.
+// opened; warnings tell of variables that stay empty.
 //
-// A reference that stays empty is an Error where the value would have protected something
-// (topic scopes), and so is what this version cannot do for it (encryption of state).
+// A reference to a secret that cannot be had, or is empty, is an Error unless a value is written
+// beside it, for a component with an empty password is not what was asked for. A reference to a
+// variable that stays empty is one where the value would have protected something (topic scopes).
+// So is what this version cannot do for it (encryption of state).
 func (c *Component) Items(x Expansion) ([]conf.Item, conf.Findings) {
 	var found conf.Findings
 	items := make([]conf.Item, 0, len(c.Metadata))
@@ -172,14 +176,15 @@ func (c *Component) Items(x Expansion) ([]conf.Item, conf.Findings) {
 		it.Value = value
 		switch {
 		case e.SecretRef != nil:
-			x.secret(c.SecretStore, e.SecretRef, &it, note)
+			it.Secret = !readByService(c, it.Name)
+			x.secret(c, e.SecretRef, &it, note)
 		case e.EnvRef != "" && e.Value == "":
 			x.variable(c, e.EnvRef, &it, note)
 		}
 		if (e.SecretRef != nil || e.EnvRef != "") && it.Value == "" && conf.Protective(e.Name) {
 			note(conf.Error, "the reference gives no value, and without it the component would be less protected than written")
 		}
-		if strings.HasSuffix(strings.ToLower(e.Name), "encryptionkey") && c.Category() == "state" {
+		if encryptionKey(e.Name) && c.Category() == "state" {
 			note(conf.Error, "this version of Mecha does not encrypt state, and would store it in clear; remove the key to accept that")
 		}
 		items = append(items, it)
@@ -189,14 +194,22 @@ func (c *Component) Items(x Expansion) ([]conf.Item, conf.Findings) {
 
 // variable resolves a reference to the sidecar's environment.
 func (x *Expansion) variable(c *Component, name string, it *conf.Item, note func(conf.Severity, string, ...any)) {
-	// Environments hold passwords as often as not. What the services read is none, and they
-	// must see it.
-	it.Secret = !slices.ContainsFunc(conf.ServiceKeys(c.Category()), func(k string) bool { return strings.EqualFold(k, it.Name) })
+	it.Secret = !readByService(c, it.Name) // environments hold passwords as often as not
 	if !envAllowed(name, x.env("DAPR_ENV_KEYS")) {
 		note(conf.Warning, "Component %s references an env variable that isn't allowed: %s", c.Name, name)
 		return
 	}
 	it.Value = x.env(name)
+}
+
+// readByService tells whether a metadata entry is read by a service, which must see it wherever it
+// comes from: it sees no secrets. Keys of encryption are secrets all the same.
+func readByService(c *Component, entry string) bool {
+	return !encryptionKey(entry) && slices.ContainsFunc(conf.ServiceKeys(c.Category()), func(k string) bool { return strings.EqualFold(k, entry) })
+}
+
+func encryptionKey(entry string) bool {
+	return strings.HasSuffix(strings.ToLower(entry), "encryptionkey")
 }
 
 func (x *Expansion) env(name string) string {
@@ -206,18 +219,32 @@ func (x *Expansion) env(name string) string {
 	return x.Env(name)
 }
 
-func (x *Expansion) secret(store string, ref *SecretRef, it *conf.Item, note func(conf.Severity, string, ...any)) {
-	it.Secret = true
-	if x.Secret == nil {
-		note(conf.Warning, "secretKeyRef %q cannot be resolved: this version has no secret stores; the value stays empty unless it is written too", ref.Name)
+// secret resolves a reference to a secret store. The finding says what is missing where, by names
+// only.
+func (x *Expansion) secret(c *Component, ref *SecretRef, it *conf.Item, note func(conf.Severity, string, ...any)) {
+	err := errNoStores
+	var value string
+	if x.Secret != nil {
+		value, err = x.Secret(c, ref)
+	}
+	if err == nil && value != "" {
+		it.Value = value
 		return
 	}
-	if v, ok := x.Secret(store, ref.Name, ref.Key); ok {
-		it.Value = v
+	if err == nil {
+		err = errEmptySecret
+	}
+	if it.Value != "" {
+		note(conf.Warning, "secret %q (key %q) of secret store %q cannot be used: %v; the value stays as written", ref.Name, ref.Key, c.SecretStore, err)
 		return
 	}
-	note(conf.Warning, "secret %q (key %q) cannot be had from secret store %q; the value stays as written", ref.Name, ref.Key, store)
+	note(conf.Error, "secret %q (key %q) of secret store %q cannot be used: %v", ref.Name, ref.Key, c.SecretStore, err)
 }
+
+var (
+	errNoStores    = errors.New("there is no secret store here")
+	errEmptySecret = errors.New("it is empty or does not exist; remove the reference if it is meant to be empty")
+)
 
 // expand replaces the template tokens in an entry's written value.
 func (x *Expansion) expand(e Entry) (string, error) {

@@ -78,7 +78,30 @@ type OtelHeader struct {
 	Value     conf.Secret `yaml:"value"`
 	SecretRef *SecretRef  `yaml:"secretKeyRef"`
 	EnvRef    string      `yaml:"envRef"`
-	Line      int         `yaml:"-"`
+	// SecretStore is where SecretRef looks: auth.secretStore of the Configuration.
+	SecretStore string `yaml:"-"`
+	File        string `yaml:"-"`
+	Line        int    `yaml:"-"`
+}
+
+// HeaderItems gives the headers with their references resolved. An Error finding means that
+// traces would be sent without what the collector is to see.
+func (o *Otel) HeaderItems(x Expansion) ([]conf.Item, conf.Findings) {
+	var found conf.Findings
+	items := make([]conf.Item, 0, len(o.Headers))
+	for _, h := range o.Headers {
+		it := conf.Item{Name: h.Name, Value: h.Value.Reveal(), File: h.File, Line: h.Line, Secret: true}
+		switch {
+		case h.SecretRef != nil:
+			x.secret(&Component{SecretStore: h.SecretStore}, h.SecretRef, &it, func(sev conf.Severity, format string, args ...any) {
+				found = append(found, conf.Finding{File: h.File, Line: h.Line, Key: "spec.tracing.otel.headers." + h.Name, Severity: sev, Msg: fmt.Sprintf(format, args...)})
+			})
+		case h.EnvRef != "" && it.Value == "":
+			it.Value = x.env(h.EnvRef)
+		}
+		items = append(items, it)
+	}
+	return items, found
 }
 
 // Metric says what is measured. Nil fields mean the defaults; read them through Metrics.
@@ -176,7 +199,11 @@ type SecretScope struct {
 	DefaultAccess  string   `yaml:"defaultAccess"`
 	AllowedSecrets []string `yaml:"allowedSecrets"`
 	DeniedSecrets  []string `yaml:"deniedSecrets"`
+	Line           int      `yaml:"-"`
 }
+
+// Denies tells whether the default of the scope is to refuse.
+func (c *SecretScope) Denies() bool { return strings.EqualFold(c.DefaultAccess, "deny") }
 
 // AccessControl says which apps may call this one.
 type AccessControl struct {
@@ -304,12 +331,30 @@ func canonicalVersion(v string) string {
 type configurationDoc struct {
 	head `yaml:",inline"`
 	Spec Configuration `yaml:"spec"`
+	Auth auth          `yaml:"auth"`
 }
 
 func readConfiguration(d document) (Configuration, conf.Findings, bool) {
-	doc, found, ok := read(d, func(c *configurationDoc, s *strict) { s.configuration(&c.Spec) })
+	doc, found, ok := read(d, func(c *configurationDoc, s *strict) {
+		c.Spec.lendStore(c.Auth.SecretStore)
+		s.configuration(&c.Spec)
+	})
 	doc.Spec.Resource = doc.resource()
 	return doc.Spec, found, ok
+}
+
+// lendStore completes references to secrets, as those of components are.
+func (c *Configuration) lendStore(store string) {
+	if c.Tracing == nil || c.Tracing.Otel == nil {
+		return
+	}
+	for i := range c.Tracing.Otel.Headers {
+		h := &c.Tracing.Otel.Headers[i]
+		h.SecretStore = store
+		if h.SecretRef != nil && h.SecretRef.Key == "" {
+			h.SecretRef.Key = h.SecretRef.Name
+		}
+	}
 }
 
 // LoadConfiguration reads Configuration files, the environment's variables expanded in

@@ -1,6 +1,7 @@
 package settings_test
 
 import (
+	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -117,7 +118,13 @@ func TestConfigurationRefusals(t *testing.T) {
 		{"access rule with an unknown action", spec("accessControl:\n    policies:\n    - {appId: a, trustDomain: public, namespace: n}\n    - appId: b\n      trustDomain: public\n      namespace: n\n      operations:\n      - {name: /x, action: block}"),
 			"c.yaml:12: spec.accessControl.policies[1].operations[0].action: \"block\" is not one of allow, deny"},
 		{"access rule without a name", spec("accessControl: {policies: [{appId: a, trustDomain: public, namespace: n, operations: [{action: deny}]}]}"), "operations[0].name: required"},
-		{"secret scopes", spec("secrets: {scopes: [{storeName: s, defaultAccess: deny}]}"), "spec.secrets.scopes: this version"},
+		{"a secret scope without a store", spec("secrets: {scopes: [{defaultAccess: deny}]}"), "c.yaml:5: spec.secrets.scopes[0].storeName: required"},
+		{"a secret scope with an unknown default", spec("secrets: {scopes: [{storeName: s, defaultAccess: refuse}]}"), `spec.secrets.scopes[0].defaultAccess: "refuse" is not one of allow, deny`},
+		{"a secret scope with a misspelt field", spec("secrets: {scopes: [{storeName: s, allowedSecret: [a]}]}"), "unknown field; did you mean allowedSecrets?"},
+		{"secrets with a misspelt field", spec("secrets: {scope: [{storeName: s, defaultAccess: deny}]}"), "spec.secrets.scope: unknown field; did you mean scopes?"},
+		{"two secret scopes for one store", spec("secrets:\n    scopes:\n    - {storeName: s}\n    - {storeName: t}\n    - {storeName: s, defaultAccess: deny}"),
+			"c.yaml:9: spec.secrets.scopes[2].storeName: s storeName is repeated in secrets configuration (first on line 7)"},
+		{"a traced secret without a store", spec("tracing: {otel: {headers: [{name: h, secretKeyRef: {name: s}}]}}"), "auth.secretStore: required"},
 		{"API rule without protocol", spec("api: {denied: [{name: state, version: v1}]}"), "spec.api.denied.protocol: want http or grpc"},
 		{"wrong type", spec("features: {a: b}"), "spec.features: want a list"},
 		{"wrong protocol", spec("tracing: {otel: {protocol: tcp}}"), "spec.tracing.otel.protocol: want http or grpc"},
@@ -135,7 +142,7 @@ func TestConfigurationRefusals(t *testing.T) {
 	}
 	for _, ok := range []string{"mtls: {enabled: false}", "accessControl: {}", "accessControl: {defaultAction: Allow}", "accessControl: {defaultAction: deny}",
 		"accessControl: {policies: [{appId: a, trustDomain: public, namespace: n, defaultAction: deny, operations: [{name: /x/**, httpVerb: [GET], action: allow}]}]}",
-		"secrets: {scopes: []}", "api: {}"} {
+		"secrets: {scopes: []}", "secrets: {}", "secrets: {scopes: [{storeName: s, defaultAccess: Deny, allowedSecrets: [a], deniedSecrets: [a, b]}, {storeName: t}]}", "api: {}"} {
 		file := filepath.Join(writeFiles(t, map[string]string{"c.yaml": spec(ok)}), "c.yaml")
 		if _, _, err := settings.LoadConfiguration([]string{file}, nil); err != nil {
 			t.Errorf("%s: %v", ok, err)
@@ -143,6 +150,69 @@ func TestConfigurationRefusals(t *testing.T) {
 	}
 	if _, _, err := settings.LoadConfiguration([]string{"no/such.yaml"}, nil); err == nil || !strings.HasPrefix(err.Error(), "error loading configuration: ") {
 		t.Errorf("missing file: %v", err)
+	}
+}
+
+func TestSecretScopes(t *testing.T) {
+	file := filepath.Join(writeFiles(t, map[string]string{"c.yaml": "apiVersion: dapr.io/v1alpha1\nkind: Configuration\nspec:\n  secrets:\n    scopes:\n" +
+		"    - {storeName: s, defaultAccess: DENY, allowedSecrets: [a, b], deniedSecrets: [c]}\n    - {storeName: t, defaultAccess: allow}\n    - storeName: u\n"}), "c.yaml")
+	c, found, err := settings.LoadConfiguration([]string{file}, nil)
+	if err != nil || len(found) > 0 {
+		t.Fatalf("%v, findings %v", err, found)
+	}
+	want := []settings.SecretScope{{StoreName: "s", DefaultAccess: "DENY", AllowedSecrets: []string{"a", "b"}, DeniedSecrets: []string{"c"}, Line: 6},
+		{StoreName: "t", DefaultAccess: "allow", Line: 7}, {StoreName: "u", Line: 8}}
+	if diff := cmp.Diff(want, c.Secrets.Scopes); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	for i, denies := range []bool{true, false, false} {
+		if c.Secrets.Scopes[i].Denies() != denies {
+			t.Errorf("scope %d: denies is %v", i, !denies)
+		}
+	}
+}
+
+func TestCollectorHeaders(t *testing.T) {
+	file := filepath.Join(writeFiles(t, map[string]string{"c.yaml": `apiVersion: dapr.io/v1alpha1
+kind: Configuration
+metadata: {name: c}
+spec:
+  tracing:
+    otel:
+      headers:
+      - {name: plain, value: v}
+      - {name: env, envRef: KEY}
+      - {name: both, value: v, envRef: KEY}
+      - {name: secret, secretKeyRef: {name: s}}
+      - {name: key, secretKeyRef: {name: s, key: k}}
+      - {name: kept, value: v, secretKeyRef: {name: none}}
+      - {name: gone, secretKeyRef: {name: none}}
+auth: {secretStore: st}
+`}), "c.yaml")
+	c, found, err := settings.LoadConfiguration([]string{file}, nil)
+	if err != nil || len(found) > 0 {
+		t.Fatalf("%v, findings %v", err, found)
+	}
+	items, found := c.Tracing.Otel.HeaderItems(settings.Expansion{Env: environment(map[string]string{"KEY": "e"}),
+		Secret: func(c *settings.Component, ref *settings.SecretRef) (string, error) {
+			if ref.Name == "none" {
+				return "", errors.New("no such secret")
+			}
+			return c.SecretStore + "/" + ref.Name + "/" + ref.Key, nil
+		}})
+	got := map[string]string{}
+	for _, it := range items {
+		got[it.Name] = it.Value
+		if !it.Secret {
+			t.Errorf("%s is no secret", it.Name)
+		}
+	}
+	want := map[string]string{"plain": "v", "env": "e", "both": "v", "secret": "st/s/s", "key": "st/s/k", "kept": "v", "gone": ""}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if err := found.Err(); len(found) != 2 || err == nil || err.Error() != file+`:14: spec.tracing.otel.headers.gone: secret "none" (key "none") of secret store "st" cannot be used: no such secret` {
+		t.Errorf("findings %v", found)
 	}
 }
 

@@ -82,16 +82,17 @@ These ask for protection that this version does not give. Ignoring them would le
 | flag | ` + "`--enable-mtls`" + ` | traffic between sidecars is not encrypted |
 | Configuration | ` + "`spec.mtls.enabled: true`" + ` | traffic between sidecars is not encrypted |
 | Configuration | ` + "`spec.accessControl`" + ` with unknown fields, actions other than ` + "`allow` and `deny`" + `, a policy without ` + "`appId`, `trustDomain` or `namespace`" + `, or an operation without ` + "`name`" + ` | a rule that is not understood protects nothing |
-| Configuration | ` + "`spec.secrets.scopes`" + `, not empty | there are no secret stores yet |
+| Configuration | ` + "`spec.secrets`" + ` with unknown fields, a scope without ` + "`storeName`" + `, two for one store, or a ` + "`defaultAccess` other than `allow` and `deny`" + ` | a scope that is not understood protects nothing |
 | Configuration | ` + "`spec.api`" + ` rules with a protocol other than ` + "`http` or `grpc`" + ` | the rule hides nothing |
 | Component | ` + "`primaryEncryptionKey`, `secondaryEncryptionKey`" + ` of a state store | state is stored in clear |
 | Component | topic scopes (` + "`allowedTopics`, `protectedTopics`, `publishingScopes`, `subscriptionScopes`" + `) from a reference that gives nothing | every app may use every topic |
+| Component, HTTPEndpoint, tracing headers | ` + "`secretKeyRef`" + ` to a store or secret that does not exist or cannot be read, or to an empty one, without a ` + "`value`" + ` beside it | the password is empty |
 | Configuration | a file that is missing or has errors | half of the rules |
 
 A component that is refused is left out instead when it has ` + "`ignoreErrors: true`" + `.
 
 Only a line in the log: a Resiliency with an error (it is left out as a whole), ` + "`spec.workflow`" + `, unknown fields (with the
-nearest known name), ` + "`secretKeyRef`" + ` (the value stays empty until there are secret stores), ` + "`--mode kubernetes`" + `
+nearest known name), a ` + "`secretKeyRef`" + ` that cannot be resolved but has a ` + "`value`" + ` beside it (which is used), ` + "`--mode kubernetes`" + `
 (resources are read from files). A document that cannot be used is reported and left out; the others of its file are
 loaded. ` + "`mecha check`" + ` reports all of these as errors.
 

@@ -19,9 +19,7 @@ func (s *strict) configuration(c *Configuration) {
 		refuse(m.Line, "spec.mtls.enabled", "traffic between sidecars would not be encrypted; set it to false to accept that")
 	}
 	s.accessControl(c.AccessControl)
-	if x := c.Secrets; x != nil && len(x.Scopes) > 0 {
-		refuse(x.Line, "spec.secrets.scopes", "there are no secret stores yet; remove the section")
-	}
+	s.secretScopes(c.Secrets)
 	for _, list := range []struct {
 		key   string
 		rules []APIRule
@@ -43,12 +41,7 @@ func (s *strict) accessControl(a *AccessControl) {
 		return
 	}
 	const at = "spec.accessControl"
-	for i := range s.found {
-		if strings.HasPrefix(s.found[i].Key, at+".") {
-			s.found[i].Severity = conf.Error
-			s.found[i].Msg = strings.TrimSuffix(s.found[i].Msg, ", ignored")
-		}
-	}
+	s.nothingUnknown(at)
 	s.action(a.Line, at+".defaultAction", a.DefaultAction)
 	for i := range a.Policies {
 		p := &a.Policies[i]
@@ -61,6 +54,38 @@ func (s *strict) accessControl(a *AccessControl) {
 			op := fmt.Sprintf("%s.operations[%d]", key, j)
 			s.required(o.Line, op+".name", o.Name)
 			s.action(o.Line, op+".action", o.Action)
+		}
+	}
+}
+
+// secretScopes checks the section that says which secrets the app may read. As with access
+// control, what is not understood is an error: a scope that says deny in other words denies
+// nothing.
+func (s *strict) secretScopes(x *Secrets) {
+	if x == nil {
+		return
+	}
+	const at = "spec.secrets"
+	s.nothingUnknown(at)
+	first := map[string]int{}
+	for i, c := range x.Scopes {
+		key := fmt.Sprintf("%s.scopes[%d]", at, i)
+		s.required(c.Line, key+".storeName", c.StoreName)
+		s.action(c.Line, key+".defaultAccess", c.DefaultAccess)
+		if line, twice := first[c.StoreName]; twice {
+			s.add(conf.Error, c.Line, key+".storeName", "%s storeName is repeated in secrets configuration (first on line %d); make one scope of the two", c.StoreName, line)
+			continue
+		}
+		first[c.StoreName] = c.Line
+	}
+}
+
+// nothingUnknown makes unknown fields below a path errors.
+func (s *strict) nothingUnknown(path string) {
+	for i := range s.found {
+		if strings.HasPrefix(s.found[i].Key, path+".") {
+			s.found[i].Severity = conf.Error
+			s.found[i].Msg = strings.TrimSuffix(s.found[i].Msg, ", ignored")
 		}
 	}
 }
@@ -112,8 +137,9 @@ func (s *strict) tracing(t *Tracing) {
 		if h.Name == "" {
 			s.add(conf.Error, h.Line, at, "the header has no name")
 		}
-		if h.SecretRef != nil {
-			s.add(conf.Warning, h.Line, at, "secretKeyRef cannot be resolved: this version has no secret stores; the header stays empty")
+		if ref := h.SecretRef; ref != nil {
+			s.required(h.Line, at+".secretKeyRef.name", ref.Name)
+			s.required(h.Line, "auth.secretStore", h.SecretStore) // beside spec, as in a Component
 		}
 	}
 }

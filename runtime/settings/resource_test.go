@@ -1,6 +1,7 @@
 package settings_test
 
 import (
+	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -385,6 +386,9 @@ spec:
   - {name: blank, envRef: "A B"}
   - {name: secret, value: old, secretKeyRef: {name: s, key: k}}
   - {name: lost, value: kept, secretKeyRef: {name: none}}
+  - {name: empty, value: kept too, secretKeyRef: {name: blank}}
+  - {name: gone, secretKeyRef: {name: none, key: k}}
+  - {name: nothing, secretKeyRef: {name: blank}}
 auth: {secretStore: st}
 `}, settings.Selection{})
 	c := r.Components[0]
@@ -393,7 +397,15 @@ auth: {secretStore: st}
 	}
 	env := map[string]string{"REGION": "eu", "DAPR_API_TOKEN": "hunter2", "dapr_x": "hunter2", "APP_API_TOKEN": "hunter2", "A B": "hunter2"}
 	x := settings.Expansion{AppID: "app", PodName: "pod", Env: func(n string) string { return env[n] },
-		Secret: func(store, name, key string) (string, bool) { return store + "/" + name + "/" + key, name == "s" }}
+		Secret: func(c *settings.Component, ref *settings.SecretRef) (string, error) {
+			switch ref.Name {
+			case "s":
+				return c.Name + "." + c.SecretStore + "/" + ref.Name + "/" + ref.Key, nil
+			case "blank":
+				return "", nil
+			}
+			return "hunter2", errors.New("no such secret")
+		}}
 	items, found := c.Items(x)
 	got := map[string]string{}
 	for _, it := range items {
@@ -404,7 +416,7 @@ auth: {secretStore: st}
 		t.Errorf("uuids %v", u)
 	}
 	delete(got, "u")
-	want := map[string]string{"id": "app-pod-default.app", "env": "eu", "token": "", "lower": "", "app": "", "blank": "", "secret": "st/s/k", "lost": "kept"}
+	want := map[string]string{"id": "app-pod-default.app", "env": "eu", "token": "", "lower": "", "app": "", "blank": "", "secret": "c.st/s/k", "lost": "kept", "empty": "kept too", "gone": "", "nothing": ""}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
@@ -414,9 +426,15 @@ auth: {secretStore: st}
 	}
 	wantTexts := []string{"Component c references an env variable that isn't allowed: DAPR_API_TOKEN", "Component c references an env variable that isn't allowed: dapr_x",
 		"Component c references an env variable that isn't allowed: APP_API_TOKEN", "Component c references an env variable that isn't allowed: A B",
-		`secret "none" (key "none") cannot be had from secret store "st"; the value stays as written`}
+		`secret "none" (key "none") of secret store "st" cannot be used: no such secret; the value stays as written`,
+		`secret "blank" (key "blank") of secret store "st" cannot be used: it is empty or does not exist; remove the reference if it is meant to be empty; the value stays as written`,
+		`secret "none" (key "k") of secret store "st" cannot be used: no such secret`,
+		`secret "blank" (key "blank") of secret store "st" cannot be used: it is empty or does not exist; remove the reference if it is meant to be empty`}
 	if diff := cmp.Diff(wantTexts, texts); diff != "" {
 		t.Errorf("findings: -want +got:\n%s", diff)
+	}
+	if n := len(found) - len(found.Warnings()); n != 2 {
+		t.Errorf("%d findings are errors, want those of gone and nothing: %v", n, found.Err())
 	}
 	for _, it := range items {
 		if secret := it.Name != "id" && it.Name != "u"; it.Secret != secret {
@@ -424,13 +442,16 @@ auth: {secretStore: st}
 		}
 	}
 	env["DAPR_ENV_KEYS"] = "OTHER"
-	if _, found := c.Items(x); len(found) != 6 {
-		t.Errorf("with a list of allowed variables: %d findings, want 6", len(found))
+	if _, found := c.Items(x); len(found) != 9 {
+		t.Errorf("with a list of allowed variables: %d findings, want 9", len(found))
 	}
 	x.PodName, x.Secret = "", nil
 	_, found = c.Items(x)
 	if err := found.Err(); err == nil || !strings.Contains(err.Error(), "property id refers to {podName} but podName is not set") {
 		t.Errorf("got %v", err)
+	}
+	if err := found.Err(); err == nil || !strings.Contains(err.Error(), `secret "none" (key "k") of secret store "st" cannot be used: there is no secret store here`) {
+		t.Errorf("without stores: %v", err)
 	}
 }
 
@@ -440,17 +461,25 @@ func TestItemsThatProtect(t *testing.T) {
 		{"scopes from a forbidden variable", "pubsub.x", "{name: ALLOWEDTOPICS, envRef: DAPR_X}", "less protected than written"},
 		{"scopes from a secret", "pubsub.x", "{name: protectedTopics, secretKeyRef: {name: s}}", "less protected than written"},
 		{"encryption", "state.x", "{name: primaryEncryptionKey, value: 00}", "does not encrypt state"},
+		{"encryption with a secret", "state.x", "{name: primaryEncryptionKey, secretKeyRef: {name: there}}", "does not encrypt state"},
 		{"scopes from a variable", "pubsub.x", "{name: subscriptionScopes, envRef: SCOPES}", ""},
+		{"scopes from a secret that is there", "pubsub.x", "{name: protectedTopics, secretKeyRef: {name: there}}", ""},
 		{"no scopes on purpose", "pubsub.x", "{name: subscriptionScopes, value: \"\"}", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := settings.ParseResources("f", []byte("apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: c}\nspec: {type: "+tc.typ+", metadata: ["+tc.entry+"]}\n"))
-			items, found := r.Components[0].Items(settings.Expansion{AppID: "a", Env: environment(map[string]string{"SCOPES": "a=t", "DAPR_X": "t"})})
+			items, found := r.Components[0].Items(settings.Expansion{AppID: "a", Env: environment(map[string]string{"SCOPES": "a=t", "DAPR_X": "t"}),
+				Secret: func(_ *settings.Component, ref *settings.SecretRef) (string, error) {
+					if ref.Name == "there" {
+						return "a=t", nil
+					}
+					return "", errors.New("no such secret")
+				}})
 			err := found.Err()
 			if (err != nil) != (tc.want != "") || (err != nil && !strings.Contains(err.Error(), tc.want)) {
 				t.Errorf("got %v, want %q", err, tc.want)
 			}
-			if tc.name == "scopes from a variable" && (items[0].Secret || items[0].Value != "a=t") {
+			if tc.want == "" && !strings.Contains(tc.entry, "\"\"") && (items[0].Secret || items[0].Value != "a=t") {
 				t.Errorf("the service cannot see %+v", items[0])
 			}
 		})

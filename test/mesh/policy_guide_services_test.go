@@ -58,7 +58,7 @@ func showMerge(g *guide) {
 	g.app("orders", app)
 	s := g.caller()
 	resp, body := g.call(s, "GET", "/report/slow")
-	g.refusedOrLate(resp, body, "for-reports")
+	g.refused(resp, body, http.StatusInternalServerError, "for-reports")
 	if n := app.count("GET /report/slow"); n != 1 {
 		g.t.Errorf("%d attempts, want 1: a deadline is not among what the other policy retries", n)
 	}
@@ -68,14 +68,6 @@ func showMerge(g *guide) {
 	}
 	if resp, body := g.call(s, "GET", "/slow"); resp.StatusCode != http.StatusOK {
 		g.t.Errorf("another call than a report: %d %s", resp.StatusCode, body)
-	}
-}
-
-// refusedOrLate checks that a time limit of a policy ended a call.
-func (g *guide) refusedOrLate(resp *http.Response, body, policy string) {
-	g.t.Helper()
-	if resp.StatusCode < 500 || resp.Header.Get("x-mecha-policy") != policy {
-		g.t.Errorf("%d by policy %q (%s), want an error by %q", resp.StatusCode, resp.Header.Get("x-mecha-policy"), body, policy)
 	}
 }
 
@@ -117,9 +109,9 @@ func showTimeouts(g *guide) {
 		g.t.Errorf("the third attempt would have answered: %d %s", resp.StatusCode, body)
 	}
 	resp, body := g.call(s, "GET", "/never")
-	g.refusedOrLate(resp, body, "orders-in-time")
+	g.refused(resp, body, http.StatusInternalServerError, "orders-in-time")
 	resp, body = g.call(s, "POST", "/never")
-	g.refusedOrLate(resp, body, "orders-in-time")
+	g.refused(resp, body, http.StatusInternalServerError, "orders-in-time")
 	if n := app.count("POST /never"); n != 1 {
 		g.t.Errorf("a POST that may have been received was made %d times", n)
 	}
@@ -337,6 +329,20 @@ func showAbort(g *guide) {
 	}
 }
 
+// The statuses that the page gives for outcomes.
+func TestInjectedOutcomes(t *testing.T) {
+	for outcome, status := range map[string]int{"unavailable": 503, "deadline": 504, "app-error": 500, "throttled": 429} {
+		t.Run(outcome, func(t *testing.T) {
+			t.Parallel()
+			g := newGuide(t, "faults/abort.yaml")
+			g.file = strings.NewReplacer("throttled", outcome, "30", "100").Replace(g.file)
+			g.replica("orders")
+			resp, body := g.call(g.caller(), "GET", "/x")
+			g.refused(resp, body, status, "orders-broken")
+		})
+	}
+}
+
 func showHeaders(g *guide) {
 	app := &tries{answer: func(_ int, w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("X-Powered-By", "an old framework")
@@ -363,6 +369,22 @@ func showServiceAccess(g *guide) {
 		verb, path, _ := strings.Cut(c, " ")
 		resp, body := g.call(s, verb, path)
 		g.refused(resp, c+": "+body, http.StatusForbidden, "orders-doors")
+	}
+}
+
+// Another sidecar proves nothing yet: who is let in by name stays out, and who is kept out by
+// name may be anybody.
+func TestUnprovenCallers(t *testing.T) {
+	for _, rule := range []string{"allow: [{from: caller}]", "deny: [{from: somebody}]"} {
+		t.Run(rule, func(t *testing.T) {
+			t.Parallel()
+			g := newGuide(t, "access/services.yaml")
+			before, _, _ := strings.Cut(g.file, "    deny:")
+			g.file = before + "    " + rule + "\n"
+			g.Start(harness.Options{AppID: "orders", AppPort: harness.Serve(t, answers("x")), Files: map[string]string{"policy.yaml": g.file}})
+			resp, body := g.call(g.Start(harness.Options{AppID: "caller"}), "GET", "/x")
+			g.refused(resp, body, http.StatusForbidden, "orders-doors")
+		})
 	}
 }
 

@@ -38,6 +38,7 @@ var demonstrations = map[string]func(*guide){
 	"stores/failover.yaml":         showFailover,
 	"stores/write-failover.yaml":   showWriteFailover,
 	"stores/read-only.yaml":        showReadOnly,
+	"stores/brokers.yaml":          showBrokers,
 	"timeouts/timeouts.yaml":       showTimeouts,
 	"timeouts/retries.yaml":        showRetries,
 	"timeouts/budget.yaml":         showBudget,

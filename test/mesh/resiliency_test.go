@@ -235,6 +235,24 @@ func (a *flakyRPC) UnaryCall(ctx context.Context, in *grpc_testing.SimpleRequest
 	return &grpc_testing.SimpleResponse{Payload: in.GetPayload()}, nil
 }
 
+// FullDuplexCall sends every message back, or refuses the stream before it reads one.
+func (a *flakyRPC) FullDuplexCall(st grpc_testing.TestService_FullDuplexCallServer) error {
+	md, _ := metadata.FromIncomingContext(st.Context())
+	times, _ := strconv.Atoi(one(md, "times"))
+	if n := a.f.take(one(md, "name"), ""); n <= times {
+		return status.Error(codes.Unavailable, fmt.Sprintf("failure %d", n))
+	}
+	for {
+		in, err := st.Recv()
+		if err != nil {
+			return nil //nolint:nilerr // the end of the requests
+		}
+		if err := st.Send(&grpc_testing.StreamingOutputCallResponse{Payload: in.GetPayload()}); err != nil {
+			return err
+		}
+	}
+}
+
 func (a *flakyRPC) OnInvoke(_ context.Context, in *commonv1.InvokeRequest) (*commonv1.InvokeResponse, error) {
 	parts := strings.Split(strings.Trim(in.GetMethod(), "/"), "/")
 	code, _ := strconv.Atoi(parts[0])
@@ -317,6 +335,41 @@ func TestResiliencyOfGRPC(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A stream that is refused before anything is answered is begun again, with what was sent so
+// far, although its caller goes on sending or waits for an answer first.
+func TestResiliencyOfStreams(t *testing.T) {
+	app, front, back := newRPCPair(t, map[string]string{"r.yaml": resiliency("res", "{retries: {r: {policy: constant, duration: 10ms, maxRetries: 2}}}", targetBack)})
+	for _, from := range []*harness.Sidecar{front, back} {
+		for _, tt := range []struct {
+			times int
+			want  codes.Code
+		}{{0, codes.OK}, {2, codes.OK}, {9, codes.Unavailable}} {
+			name := fmt.Sprintf("%s-%d", from.AppID, tt.times)
+			ctx := metadata.AppendToOutgoingContext(limited(t), "dapr-app-id", "back", "name", name, "times", strconv.Itoa(tt.times))
+			st, err := grpc_testing.NewTestServiceClient(dial(t, from.Target())).FullDuplexCall(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range 3 {
+				want := strings.Repeat(strconv.Itoa(i), 40<<10)
+				if err := st.Send(&grpc_testing.StreamingOutputCallRequest{Payload: &grpc_testing.Payload{Body: []byte(want)}}); err != nil && tt.want == codes.OK {
+					t.Fatal(err)
+				}
+				got, err := st.Recv()
+				if status.Code(err) != tt.want || (err == nil && string(got.GetPayload().GetBody()) != want) {
+					t.Errorf("%s: message %d came back with %d bytes, %v; want %v", name, i, len(got.GetPayload().GetBody()), err, tt.want)
+				}
+				if err != nil {
+					break
+				}
+			}
+			if n := app.f.calls(name); n != min(tt.times, 2)+1 {
+				t.Errorf("%s: the app saw %d calls, want %d", name, n, min(tt.times, 2)+1)
+			}
+		}
 	}
 }
 
@@ -424,6 +477,9 @@ func TestResiliencyBreakers(t *testing.T) {
 			t.Errorf("%s%v is %v, want at least %v", want.name, want.labels, got, want.min)
 		}
 	}
+	if got := value(m, "dapr_resiliency_count", labels("circuitbreaker", "open")...); got != 2 {
+		t.Errorf("the open breaker was asked %v times, want twice: what it refuses is not tried again", got)
+	}
 	sum := 0.0
 	for _, status := range []string{"closed", "half-open", "open", "unknown"} {
 		got := value(m, "dapr_resiliency_cb_state", labels("circuitbreaker", status)...)
@@ -478,6 +534,7 @@ func TestResiliencyBreakerRecovers(t *testing.T) {
 	reach(500)                                                    // half-open, and open again
 	reach(200)
 	name := fmt.Sprintf("Circuit breaker %q changed state from ", "back:"+strings.TrimPrefix(path, "/"))
+	p.front.WaitLog("changed state from half-open to closed") // which may come after the answer
 	inOrder(t, lines(t, p.front), "info dapr.runtime: "+name+"closed to open", "info dapr.runtime: "+name+"open to half-open",
 		"info dapr.runtime: "+name+"half-open to open", "info dapr.runtime: "+name+"open to half-open", "info dapr.runtime: "+name+"half-open to closed")
 	if n := p.app.calls(path); n != 4 {
@@ -487,7 +544,9 @@ func TestResiliencyBreakerRecovers(t *testing.T) {
 
 // Which policies a target has: its own by name, defaults by name, several resources together.
 func TestResiliencyNames(t *testing.T) {
-	retry := func(name string, n int) string { return fmt.Sprintf("%s: {policy: constant, duration: 5ms, maxRetries: %d}", name, n) }
+	retry := func(name string, n int) string {
+		return fmt.Sprintf("%s: {policy: constant, duration: 5ms, maxRetries: %d}", name, n)
+	}
 	scoped := func(text, app string) string { return text + "scopes: [" + app + "]\n" }
 	for _, tt := range []struct {
 		name  string
@@ -540,7 +599,7 @@ func TestResiliencyOfUnreachableApps(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			apps := filepath.Join(t.TempDir(), "apps.yaml")
-			if err := os.WriteFile(apps, []byte(fmt.Sprintf("gone: [127.0.0.1:%d]\n", harness.FreePort(t))), 0o600); err != nil {
+			if err := os.WriteFile(apps, fmt.Appendf(nil, "apps: {gone: [\"127.0.0.1:%d\"]}\n", harness.FreePort(t)), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			s := harness.NewMesh(t).Start(harness.Options{AppID: "front", Files: map[string]string{"r.yaml": resiliency("a", tt.policies, "{}")},

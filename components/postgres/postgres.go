@@ -1,0 +1,31 @@
+// Package postgres is the PostgreSQL backend: a state store with the tables, versions and
+// metadata keys of Dapr's two, so that sidecars of both kinds work on one database.
+//
+// Start reading at Backend and state.go; layout.go holds what differs between the two table
+// layouts, write.go the writes, setup.go the tables, pool.go the connections.
+package postgres
+
+import "github.com/mecha-project/mecha/components/block"
+
+const (
+	doc   = "PostgreSQL: tables in a database server."
+	docV1 = "State in PostgreSQL, with the tables of Dapr's version v1: values as jsonb, etags are transaction numbers."
+	docV2 = "State in PostgreSQL, with the tables of Dapr's version v2: values as bytes, etags are UUIDs."
+)
+
+// Backend lists the parts: the state store of version v1, which is also meant when a Component
+// has no version.
+func Backend() block.Backend {
+	return block.Backend{Name: "postgres", Doc: doc, Parts: []block.Part{PartV1()}}
+}
+
+// PartV1 is the store with values as jsonb.
+func PartV1() block.Part {
+	return block.StatePart("postgresql", docV1, DefaultStateV1Config, NewStateV1, block.Alias("postgres"))
+}
+
+// PartV2 is the store with values as bytes. It is the same component type as PartV1, told
+// apart by spec.version, so it is not in Backend before the set of backends can do that.
+func PartV2() block.Part {
+	return block.StatePart("postgresql", docV2, DefaultStateV2Config, NewStateV2, block.Alias("postgres"), block.Version("v2"))
+}

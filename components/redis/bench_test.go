@@ -1,0 +1,85 @@
+package redis_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/test/servers"
+)
+
+// each runs op in callers goroutines and reports the median.
+func each(b *testing.B, callers int, op func() error) {
+	b.Helper()
+	b.ReportAllocs()
+	times := make([][]time.Duration, callers)
+	var wg sync.WaitGroup
+	b.ResetTimer()
+	for c := range callers {
+		wg.Go(func() {
+			for range (b.N + callers - 1) / callers {
+				start := time.Now()
+				if err := op(); err != nil {
+					b.Error(err)
+					return
+				}
+				times[c] = append(times[c], time.Since(start))
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	all := slices.Concat(times...)
+	slices.Sort(all)
+	b.ReportMetric(float64(all[len(all)/2].Nanoseconds())/1000, "p50-µs")
+}
+
+// BenchmarkState compares reads and writes of 1 KiB with what the client library needs for the
+// same without the contract: a read of two fields, a write of a field and a count.
+func BenchmarkState(b *testing.B) {
+	srv := servers.StartRedis(b)
+	if _, err := servers.RedisCommand(srv.Port, "CONFIG", "SET", "appendonly", "no"); err != nil {
+		b.Fatal(err)
+	}
+	s, r := open(b, "redisHost", srv.Addr), direct(b, srv.Addr)
+	defer s.Close(context.Background())
+	ctx, cancel := context.WithCancel(context.Background()) // as a request's
+	defer cancel()
+	value := make([]byte, 1024)
+	key := "app||k"
+	if err := s.Set(ctx, block.StateWrite{Key: key, Value: value}); err != nil {
+		b.Fatal(err)
+	}
+	keys := make([]string, 50)
+	for i := range keys {
+		keys[i] = key
+	}
+	ops := []struct {
+		name string
+		op   func() error
+	}{
+		{"get", func() error { _, err := s.Get(ctx, key, block.StateRead{}); return err }},
+		{"get direct", func() error { return r.HMGet(ctx, key, "data", "version").Err() }},
+		{"set", func() error { return s.Set(ctx, block.StateWrite{Key: key, Value: value}) }},
+		{"set direct", func() error {
+			_, err := r.Pipelined(ctx, func(p goredis.Pipeliner) error {
+				p.HSet(ctx, "direct", "data", value)
+				p.HIncrBy(ctx, "direct", "version", 1)
+				return nil
+			})
+			return err
+		}},
+		{"get 50", func() error { _, err := s.(block.StateBatch).GetMany(ctx, keys, block.StateRead{}); return err }},
+	}
+	for _, o := range ops {
+		for _, callers := range []int{1, 32} {
+			b.Run(fmt.Sprint(o.name, "/", callers), func(b *testing.B) { each(b, callers, o.op) })
+		}
+	}
+}

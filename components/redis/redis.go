@@ -1,0 +1,25 @@
+// Package redis serves building blocks from Redis (or a server that speaks its protocol, such as
+// Valkey): a single server, a master found through sentinels, or a cluster.
+//
+// State (state.go, several keys at once in batch.go, transactions in tx.go) keeps the format of
+// Dapr's state.redis: a hash per key with the fields data and version. The scripts that read and
+// write it are in scripts.go; they are the whole truth about what is stored.
+//
+// conn.go is shared by all blocks: it builds the client from a ConnConfig (connconfig.go), ends
+// calls when their context ends, and knows of each request whether it left (command.go), from
+// which errors.go tells callers honestly what may have happened. Retrying belongs to the layers
+// above; the client library's own is off unless the user asks for it.
+package redis
+
+import "github.com/mecha-project/mecha/components/block"
+
+// Backend lists the parts of this backend.
+func Backend() block.Backend {
+	return block.Backend{
+		Name: "redis",
+		Doc:  "State in Redis: a single server, a master behind sentinels, or a cluster.",
+		Parts: []block.Part{
+			block.StatePart("redis", "State in Redis, in Dapr's format.", DefaultStateConfig, NewState),
+		},
+	}
+}

@@ -1,0 +1,81 @@
+package redis
+
+import (
+	"crypto/sha1"
+	"encoding/hex"
+)
+
+// script is a text the server runs, known to it by its digest once it has seen it.
+type script struct{ text, digest string }
+
+func newScript(text string) *script {
+	sum := sha1.Sum([]byte(text))
+	return &script{text: text, digest: hex.EncodeToString(sum[:])}
+}
+
+// readItem reads value, version and time to live at one moment. A string is the value of a very
+// old version of Dapr: its version is the digest of what it holds. The time to live of a missing
+// key is -2; a hash that is no item lacks value or version.
+//
+//	KEYS[1]  the key
+//	answer   {value, version, milliseconds to live}
+var readItem = newScript(`local f = redis.pcall('HMGET', KEYS[1], 'data', 'version')
+if f.err then
+  local s = redis.pcall('GET', KEYS[1])
+  if type(s) ~= 'string' then return s end
+  f = {s, redis.sha1hex(s)}
+end
+return {f[1], f[2], redis.call('PTTL', KEYS[1])}`)
+
+// writeItems checks all conditions, then carries out all operations in their order, or none.
+//
+//	KEYS[i]      the key of operation i
+//	ARGV[4i-3]   'w' write, 'f' write and leave the mark of a first write, 'd' delete
+//	ARGV[4i-2]   '' no condition, '-' the key must not exist, else the version it must have
+//	ARGV[4i-1]   milliseconds to live, 0 for ever
+//	ARGV[4i]     the value
+//	answer       0, or the number of the first operation whose condition does not hold
+//
+// The mark is Dapr's: its own writes obey it, ours leave it where it is. A new item's version is
+// the time in microseconds, not 1 as Dapr's, so that no version returns after a key was deleted;
+// it counts on from there, as it does from a version that Dapr wrote. What is no item (a string,
+// a hash without a version) is replaced. A new key is not deleted first to be sure: the server
+// refuses a script for want of memory at its first write only, and a deletion would be that one.
+var writeItems = newScript(`local function version(k)
+  local v = redis.pcall('HGET', k, 'version')
+  if type(v) ~= 'table' then return v end
+  v = redis.pcall('GET', k)
+  return type(v) == 'string' and redis.sha1hex(v)
+end
+for i, k in ipairs(KEYS) do
+  local want = ARGV[4*i-2]
+  if want == '-' then
+    if redis.call('EXISTS', k) == 1 then return i end
+  elseif want ~= '' and version(k) ~= want then
+    return i
+  end
+end
+for i, k in ipairs(KEYS) do
+  local how, ttl = ARGV[4*i-3], ARGV[4*i-1]
+  if how == 'd' then
+    redis.call('DEL', k)
+  else
+    local v = redis.pcall('HGET', k, 'version')
+    local old = type(v) == 'string' and #v < 19 and string.find(v, '^%d+$')
+    if not old and redis.call('EXISTS', k) == 1 then redis.call('DEL', k) end
+    redis.call('HSET', k, 'data', ARGV[4*i])
+    if how == 'f' then redis.call('HSET', k, 'first-write', '0') end
+    if old then
+      redis.call('HINCRBY', k, 'version', 1)
+    else
+      local now = redis.call('TIME')
+      redis.call('HSET', k, 'version', now[1] .. string.format('%06d', now[2]))
+    end
+    if ttl ~= '0' then
+      redis.call('PEXPIRE', k, ttl)
+    elseif old then
+      redis.call('PERSIST', k)
+    end
+  end
+end
+return 0`)

@@ -1,0 +1,231 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/fault"
+)
+
+var (
+	_ block.State      = (*state)(nil)
+	_ block.StateBatch = (*state)(nil)
+	_ block.StateTx    = (*state)(nil)
+	_ block.StateTTL   = (*state)(nil)
+)
+
+// state is a store of hashes in Dapr's format.
+type state struct {
+	conn *conn
+	ttl  time.Duration // of items written without one
+}
+
+// ExpiresItems marks native expiry.
+func (s *state) ExpiresItems() {}
+
+// Ping checks that the server answers.
+func (s *state) Ping(ctx context.Context) error { return s.conn.ping(ctx, "redis.state.Ping") }
+
+// Close ends the connections.
+func (s *state) Close(ctx context.Context) error { return s.conn.close(ctx, "redis.state.Close") }
+
+// Get reads one key. The answer is always the master's, so every read is a strong one.
+func (s *state) Get(ctx context.Context, key string, _ block.StateRead) (block.StateItem, error) {
+	const op fault.Op = "redis.state.Get"
+	cmd := s.reading(key)
+	if err := s.run(ctx, op, readItem, cmd); err != nil {
+		return block.StateItem{}, err
+	}
+	if err := s.conn.failure(ctx, op, cmd); err != nil {
+		return block.StateItem{}, err
+	}
+	return item(op, key, cmd)
+}
+
+// Set writes one key.
+func (s *state) Set(ctx context.Context, w block.StateWrite) error {
+	return s.apply(ctx, "redis.state.Set", []block.StateOp{{StateWrite: w}})
+}
+
+// Delete removes one key.
+func (s *state) Delete(ctx context.Context, d block.StateDelete) error {
+	const op fault.Op = "redis.state.Delete"
+	if d.ETag == "" {
+		return s.conn.one(ctx, op, s.removing(d.Key))
+	}
+	return s.apply(ctx, op, []block.StateOp{removal(d)})
+}
+
+func removal(d block.StateDelete) block.StateOp {
+	return block.StateOp{Delete: true, StateWrite: block.StateWrite{Key: d.Key, ETag: d.ETag}}
+}
+
+// apply carries out all operations or none, in one script.
+func (s *state) apply(ctx context.Context, op fault.Op, ops []block.StateOp) error {
+	cmd, strong, err := s.writing(op, ops)
+	if err != nil {
+		return err
+	}
+	if strong {
+		cmd.inFull(writeItems.text)
+		err = s.conn.confirm(ctx, op, []*command{cmd}, []string{ops[0].Key})
+	} else {
+		err = s.run(ctx, op, writeItems, cmd)
+	}
+	if err != nil {
+		return err
+	}
+	return s.settle(ctx, op, cmd, ops)
+}
+
+// settle reads the answer to writeItems.
+func (s *state) settle(ctx context.Context, op fault.Op, cmd *command, ops []block.StateOp) error {
+	if err := s.conn.failure(ctx, op, cmd); err != nil {
+		return err
+	}
+	failed, err := cmd.Int()
+	switch {
+	case err != nil || failed < 0 || failed > len(ops):
+		return fault.New(op, fault.Internal, "the script that writes answers %.100q", cmd.Val()).WithSent(fault.SentMaybe)
+	case failed > 0:
+		return mismatch(op, &ops[failed-1])
+	case cmd.confirmed < cmd.copies:
+		return fault.New(op, fault.Unavailable, "key %q is written, but %d of %d replicas do not confirm it in time; strong consistency asks for all",
+			ops[0].Key, cmd.copies-cmd.confirmed, cmd.copies).WithSent(fault.SentMaybe)
+	}
+	return nil
+}
+
+func mismatch(op fault.Op, o *block.StateOp) error {
+	if o.ETag != "" {
+		return fault.New(op, fault.Conflict, "key %q does not have etag %q; read it again", o.Key, o.ETag)
+	}
+	return fault.New(op, fault.Conflict, "key %q exists already and the request is a first write", o.Key)
+}
+
+// run performs commands of one script, which the server knows by its digest; where it does not,
+// the text is sent.
+func (s *state) run(ctx context.Context, op fault.Op, sc *script, cmds ...*command) error {
+	if err := s.send(ctx, op, cmds); err != nil {
+		return err
+	}
+	var unknown []*command
+	for _, c := range cmds {
+		if goredis.HasErrorPrefix(c.Err(), "NOSCRIPT") {
+			c.inFull(sc.text)
+			unknown = append(unknown, c)
+		}
+	}
+	if unknown == nil {
+		return nil
+	}
+	err := s.send(ctx, op, unknown)
+	if e, ok := errors.AsType[*fault.Error](err); ok && len(unknown) < len(cmds) {
+		return e.WithSent(fault.SentMaybe) // it speaks for the others too, which were carried out
+	}
+	return err
+}
+
+// send performs commands in one go.
+func (s *state) send(ctx context.Context, op fault.Op, cmds []*command) error {
+	return s.conn.exchange(ctx, op, cmds, func(ctx context.Context, client goredis.UniversalClient) {
+		if len(cmds) == 1 {
+			_ = client.Process(ctx, cmds[0])
+			return
+		}
+		p := client.Pipeline()
+		for _, c := range cmds {
+			_ = p.Process(ctx, c)
+		}
+		_, _ = p.Exec(ctx)
+	})
+}
+
+func (s *state) reading(key string) *command {
+	return newCommand(s.conn.repeat(), 3, "evalsha", readItem.digest, 1, strings.Clone(key))
+}
+
+func (s *state) removing(key string) *command {
+	return newCommand(s.conn.repeat(), 1, "del", strings.Clone(key))
+}
+
+// writing makes the command for ops.
+func (s *state) writing(op fault.Op, ops []block.StateOp) (cmd *command, strong bool, err error) {
+	args := make([]any, 1+5*len(ops))
+	args[0] = len(ops)
+	for i := range ops {
+		o := &ops[i]
+		if err := checkETag(op, o.ETag); err != nil {
+			return nil, false, err
+		}
+		args[1+i] = strings.Clone(o.Key)
+		how, ttl := "w", s.life(o.TTL)
+		switch {
+		case o.Delete:
+			how = "d"
+		case o.FirstWrite:
+			how = "f"
+		}
+		condition := strings.Clone(o.ETag)
+		if o.ETag == "" && o.FirstWrite && !o.Delete {
+			condition = "-"
+		}
+		// The value is copied because a call that ends early leaves the command behind.
+		at := args[1+len(ops)+4*i:]
+		at[0], at[1], at[2], at[3] = how, condition, ttl, append([]byte(nil), o.Value...)
+		strong = strong || o.Strong
+	}
+	return newCommand(s.conn.repeat(), 3, "evalsha", writeItems.digest, args...), strong, nil
+}
+
+// life is a time to live in milliseconds, never rounded to nothing.
+func (s *state) life(ttl time.Duration) int64 {
+	if ttl <= 0 {
+		ttl = s.ttl
+	}
+	return int64((ttl + time.Millisecond - 1) / time.Millisecond)
+}
+
+// checkETag refuses what this store cannot have issued: an etag is a version, a decimal number,
+// or the digest of a string.
+func checkETag(op fault.Op, etag string) error {
+	if etag == "" {
+		return nil
+	}
+	if n, err := strconv.ParseInt(etag, 10, 64); err == nil && strconv.FormatInt(n, 10) == etag {
+		return nil
+	}
+	if len(etag) == 40 && strings.Trim(etag, "0123456789abcdef") == "" {
+		return nil
+	}
+	return fault.New(op, fault.BadEtag, "%.60q is not an etag of this store; those are whole numbers", etag).WithSent(fault.SentNever)
+}
+
+// item reads the answer to readItem.
+func item(op fault.Op, key string, cmd *command) (block.StateItem, error) {
+	it := block.StateItem{Key: key}
+	fields, ok := cmd.Val().([]any)
+	if !ok || len(fields) != 3 {
+		return it, fault.New(op, fault.Internal, "the script that reads answers %.100q", cmd.Val())
+	}
+	left, _ := fields[2].(int64)
+	if left == -2 {
+		return it, nil
+	}
+	value, hasValue := fields[0].(string)
+	version, hasVersion := fields[1].(string)
+	if !hasValue || !hasVersion {
+		return it, fault.New(op, fault.Unsupported, "key %q holds a hash without data or version, which is not an item of state", key)
+	}
+	it.Exists, it.Value, it.ETag = true, []byte(value), version
+	if left >= 0 {
+		it.Expires = time.Now().Add(time.Duration(left) * time.Millisecond)
+	}
+	return it, nil
+}

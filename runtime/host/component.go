@@ -1,0 +1,75 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/mecha-project/mecha/components/conf"
+	"github.com/mecha-project/mecha/runtime/catalog"
+	"github.com/mecha-project/mecha/runtime/settings"
+	"github.com/mecha-project/mecha/runtime/telemetry"
+)
+
+// loader opens components one by one and tells how it went.
+type loader struct {
+	catalog *catalog.Catalog
+	metrics *telemetry.Metrics
+	log     *slog.Logger
+}
+
+// load opens a component and reaches its server. complete gives its metadata, which may take
+// reading secrets; nil means that spec has them. An error has been told already; unless it may be
+// ignored (spec says so) it is to end the sidecar.
+func (l *loader) load(ctx context.Context, spec catalog.Spec, complete func(context.Context) ([]conf.Item, error)) error {
+	reason, err := l.open(ctx, &spec, complete)
+	if err == nil {
+		l.metrics.ComponentLoaded()
+		l.log.Info("Component loaded: " + spec.LogName())
+		return nil
+	}
+	l.metrics.ComponentInitFail(spec.Type, reason, spec.Name)
+	l.log.Error("Failed to init component " + spec.LogName() + ": " + err.Error())
+	err = fmt.Errorf("process component %s error: %w", spec.Name, err)
+	if spec.IgnoreErrors {
+		l.log.Error("Ignoring error processing component: " + err.Error())
+	}
+	return err
+}
+
+// open does it; reason is the stage that failed, as metrics name it.
+func (l *loader) open(ctx context.Context, spec *catalog.Spec, complete func(context.Context) ([]conf.Item, error)) (reason string, err error) {
+	if complete != nil {
+		if spec.Items, err = complete(ctx); err != nil {
+			return "init", catalog.InitFailure(spec, err)
+		}
+	}
+	opened, err := l.catalog.Open(*spec)
+	if err != nil {
+		return "creation", err
+	}
+	l.metrics.ComponentInit(spec.Type)
+	if err := checkComponent(opened); err != nil {
+		return "init", err
+	}
+	l.catalog.Publish(opened)
+	if err := l.catalog.Init(ctx, opened); err != nil {
+		l.catalog.Withdraw(ctx, spec.Name)
+		return "init", err
+	}
+	return "", nil
+}
+
+// specOf is a declared component whose metadata are still to be completed.
+func specOf(c *settings.Component) catalog.Spec {
+	return catalog.Spec{Name: c.Name, Type: c.LookupType(), Version: c.Version, InitTimeout: c.InitTimeout, IgnoreErrors: c.IgnoreErrors}
+}
+
+// completed gives a component's metadata with everything in it resolved.
+func completed(c *settings.Component, x settings.Expansion, log *slog.Logger) ([]conf.Item, error) {
+	items, found := c.Items(x)
+	for _, w := range found.Warnings() {
+		log.Warn(w.String())
+	}
+	return items, found.Err()
+}
