@@ -3,6 +3,7 @@ package apierr
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 
@@ -30,35 +31,40 @@ var (
 // Rows of blocks that are not part of this sidecar yet: the answers Dapr gives when nothing
 // of the block is configured.
 var (
-	LockStoreNotConfigured   = Row{"ERR_LOCK_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, ""}
-	CryptoNotConfigured      = Row{"ERR_CRYPTO_PROVIDERS_NOT_CONFIGURED", 500, codes.Internal, ""}
-	ConfigStoreNotConfigured = Row{"ERR_CONFIGURATION_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, "ERR_CONFIGURATION_STORE_NOT_CONFIGURED"}
-	InvokeOutputBinding      = Row{"ERR_INVOKE_OUTPUT_BINDING", 500, codes.Internal, "ERR_INVOKE_OUTPUT_BINDING"}
-	ConversationNotFound     = Row{"ERR_CONVERSATION_NOT_FOUND", 400, codes.InvalidArgument, ""}
-	ActorNoPlacement         = Row{"ERR_ACTOR_NO_PLACEMENT", 400, codes.Unavailable, ""}
-	SchedulerJob             = Row{"DAPR_SCHEDULER_SCHEDULE_JOB", 500, codes.Internal, "DAPR_SCHEDULER_SCHEDULE_JOB"}
-	stateNotConfigured       = Row{"ERR_STATE_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, "DAPR_STATE_NOT_CONFIGURED"}
-	stateNotFound            = Row{"ERR_STATE_STORE_NOT_FOUND", 400, codes.InvalidArgument, "DAPR_STATE_NOT_FOUND"}
-	stateIllegalKey          = Row{"ERR_MALFORMED_REQUEST", 400, codes.InvalidArgument, "DAPR_STATE_ILLEGAL_KEY"}
-	stateNoTransactions      = Row{"ERR_STATE_STORE_NOT_SUPPORTED", 500, codes.Unimplemented, "DAPR_STATE_TRANSACTIONS_NOT_SUPPORTED"}
-	stateNoQuery             = Row{"ERR_STATE_STORE_NOT_SUPPORTED", 500, codes.Internal, "DAPR_STATE_QUERYING_NOT_SUPPORTED"}
-	stateTooManyOps          = Row{"ERR_STATE_STORE_TOO_MANY_TRANSACTIONS", 400, codes.InvalidArgument, "DAPR_STATE_TOO_MANY_TRANSACTIONS"}
-	stateBadOperation        = Row{"ERR_NOT_SUPPORTED_STATE_OPERATION", 400, codes.Unimplemented, "ERR_NOT_SUPPORTED_STATE_OPERATION"}
-	pubsubEmpty              = Row{"ERR_PUBSUB_EMPTY", 404, codes.InvalidArgument, "DAPR_PUBSUB_NAME_EMPTY"}
-	pubsubNotFound           = Row{"ERR_PUBSUB_NOT_FOUND", 404, codes.InvalidArgument, "DAPR_PUBSUB_NOT_FOUND"}
-	pubsubTopicEmpty         = Row{"ERR_TOPIC_NAME_EMPTY", 404, codes.InvalidArgument, "DAPR_PUBSUB_TOPIC_NAME_EMPTY"}
-	pubsubForbidden          = Row{"ERR_PUBSUB_FORBIDDEN", 403, codes.PermissionDenied, "DAPR_PUBSUB_FORBIDDEN"}
-	pubsubPublish            = Row{"ERR_PUBSUB_PUBLISH_MESSAGE", 500, codes.Internal, "DAPR_PUBSUB_PUBLISH_MESSAGE"}
-	pubsubMetadata           = Row{"ERR_PUBSUB_REQUEST_METADATA", 400, codes.InvalidArgument, "DAPR_PUBSUB_METADATA_DESERIALIZATION"}
-	pubsubCloudEvent         = Row{"ERR_PUBSUB_CLOUD_EVENTS_SER", 500, codes.InvalidArgument, "DAPR_PUBSUB_CLOUD_EVENT_CREATION"}
-	pubsubMarshalEnvelope    = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_MARSHAL_ENVELOPE"}
-	pubsubMarshalEvents      = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_MARSHAL_EVENTS"}
-	pubsubUnmarshalEvents    = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_UNMARSHAL_EVENTS"}
-	secretNotConfigured      = Row{"ERR_SECRET_STORES_NOT_CONFIGURED", 500, codes.FailedPrecondition, ""}
-	secretNotFound           = Row{"ERR_SECRET_STORE_NOT_FOUND", 401, codes.InvalidArgument, ""}
-	secretDenied             = Row{"ERR_PERMISSION_DENIED", 403, codes.PermissionDenied, ""}
-	secretGet                = Row{"ERR_SECRET_GET", 500, codes.Internal, ""}
-	stateTransactionsHelp    = "https://docs.dapr.io/reference/components-reference/supported-state-stores/"
+	CryptoNotConfigured   = Row{"ERR_CRYPTO_PROVIDERS_NOT_CONFIGURED", 500, codes.Internal, ""}
+	InvokeOutputBinding   = Row{"ERR_INVOKE_OUTPUT_BINDING", 500, codes.Internal, "ERR_INVOKE_OUTPUT_BINDING"}
+	ConversationNotFound  = Row{"ERR_CONVERSATION_NOT_FOUND", 400, codes.InvalidArgument, ""}
+	ActorNoPlacement      = Row{"ERR_ACTOR_NO_PLACEMENT", 400, codes.Unavailable, ""}
+	SchedulerJob          = Row{"DAPR_SCHEDULER_SCHEDULE_JOB", 500, codes.Internal, "DAPR_SCHEDULER_SCHEDULE_JOB"}
+	stateNotConfigured    = Row{"ERR_STATE_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, "DAPR_STATE_NOT_CONFIGURED"}
+	stateNotFound         = Row{"ERR_STATE_STORE_NOT_FOUND", 400, codes.InvalidArgument, "DAPR_STATE_NOT_FOUND"}
+	stateIllegalKey       = Row{"ERR_MALFORMED_REQUEST", 400, codes.InvalidArgument, "DAPR_STATE_ILLEGAL_KEY"}
+	stateNoTransactions   = Row{"ERR_STATE_STORE_NOT_SUPPORTED", 500, codes.Unimplemented, "DAPR_STATE_TRANSACTIONS_NOT_SUPPORTED"}
+	stateNoQuery          = Row{"ERR_STATE_STORE_NOT_SUPPORTED", 500, codes.Internal, "DAPR_STATE_QUERYING_NOT_SUPPORTED"}
+	stateTooManyOps       = Row{"ERR_STATE_STORE_TOO_MANY_TRANSACTIONS", 400, codes.InvalidArgument, "DAPR_STATE_TOO_MANY_TRANSACTIONS"}
+	stateBadOperation     = Row{"ERR_NOT_SUPPORTED_STATE_OPERATION", 400, codes.Unimplemented, "ERR_NOT_SUPPORTED_STATE_OPERATION"}
+	pubsubEmpty           = Row{"ERR_PUBSUB_EMPTY", 404, codes.InvalidArgument, "DAPR_PUBSUB_NAME_EMPTY"}
+	pubsubNotFound        = Row{"ERR_PUBSUB_NOT_FOUND", 404, codes.InvalidArgument, "DAPR_PUBSUB_NOT_FOUND"}
+	pubsubTopicEmpty      = Row{"ERR_TOPIC_NAME_EMPTY", 404, codes.InvalidArgument, "DAPR_PUBSUB_TOPIC_NAME_EMPTY"}
+	pubsubForbidden       = Row{"ERR_PUBSUB_FORBIDDEN", 403, codes.PermissionDenied, "DAPR_PUBSUB_FORBIDDEN"}
+	pubsubPublish         = Row{"ERR_PUBSUB_PUBLISH_MESSAGE", 500, codes.Internal, "DAPR_PUBSUB_PUBLISH_MESSAGE"}
+	pubsubMetadata        = Row{"ERR_PUBSUB_REQUEST_METADATA", 400, codes.InvalidArgument, "DAPR_PUBSUB_METADATA_DESERIALIZATION"}
+	pubsubCloudEvent      = Row{"ERR_PUBSUB_CLOUD_EVENTS_SER", 500, codes.InvalidArgument, "DAPR_PUBSUB_CLOUD_EVENT_CREATION"}
+	pubsubMarshalEnvelope = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_MARSHAL_ENVELOPE"}
+	pubsubMarshalEvents   = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_MARSHAL_EVENTS"}
+	pubsubUnmarshalEvents = Row{"ERR_PUBSUB_EVENTS_SER", 400, codes.InvalidArgument, "DAPR_PUBSUB_UNMARSHAL_EVENTS"}
+	secretNotConfigured   = Row{"ERR_SECRET_STORES_NOT_CONFIGURED", 500, codes.FailedPrecondition, ""}
+	secretNotFound        = Row{"ERR_SECRET_STORE_NOT_FOUND", 401, codes.InvalidArgument, ""}
+	secretDenied          = Row{"ERR_PERMISSION_DENIED", 403, codes.PermissionDenied, ""}
+	secretGet             = Row{"ERR_SECRET_GET", 500, codes.Internal, ""}
+	lockNotConfigured     = Row{"ERR_LOCK_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, ""}
+	lockNotFound          = Row{"ERR_LOCK_STORE_NOT_FOUND", 400, codes.InvalidArgument, ""}
+	configNotConfigured   = Row{"ERR_CONFIGURATION_STORE_NOT_CONFIGURED", 500, codes.FailedPrecondition, "ERR_CONFIGURATION_STORE_NOT_CONFIGURED"}
+	configNotFound        = Row{"ERR_CONFIGURATION_STORE_NOT_FOUND", 400, codes.InvalidArgument, "ERR_CONFIGURATION_STORE_NOT_FOUND"}
+	configGet             = Row{"ERR_CONFIGURATION_GET", 500, codes.Internal, "ERR_CONFIGURATION_GET"}
+	configSubscribe       = Row{"ERR_CONFIGURATION_SUBSCRIBE", 500, codes.InvalidArgument, "ERR_CONFIGURATION_SUBSCRIBE"}
+	appChannelNil         = Row{"ERR_APP_CHANNEL_NIL", 500, codes.Internal, "ERR_APP_CHANNEL_NIL"}
+	stateTransactionsHelp = "https://docs.dapr.io/reference/components-reference/supported-state-stores/"
 )
 
 // policyRejected is the row of calls that a traffic policy refused. Dapr has no such thing, so
@@ -173,6 +179,65 @@ func secret(store, message string, err error) *Error {
 		return secretDenied.Because(err.Error())
 	}
 	return secretGet.Because(message)
+}
+
+// LockOp names a lock operation on the wire.
+type LockOp string
+
+// The lock operations; each is the errorCode of its plain failures.
+const (
+	TryLock LockOp = "ERR_TRY_LOCK"
+	Unlock  LockOp = "ERR_UNLOCK"
+)
+
+// Lock translates an error of the lock service.
+func Lock(op LockOp, store string, err error) *Error {
+	message := "failed to try acquiring lock: " + err.Error()
+	if op == Unlock {
+		message = "failed to release lock: " + err.Error()
+	}
+	if e := rejected(message, err); e != nil {
+		return e
+	}
+	switch fault.ReasonOf(err) {
+	case fault.NoComponents:
+		return lockNotConfigured.Because("lock store is not configured")
+	case fault.NoSuchComponent:
+		return lockNotFound.Because("lock store " + store + " not found")
+	case fault.EmptyName, fault.BadExpiry:
+		return MalformedRequest.Because(err.Error())
+	}
+	return Row{string(op), 500, codes.Internal, ""}.Because(message)
+}
+
+// ConfigOp names a configuration operation.
+type ConfigOp uint8
+
+// The configuration operations.
+const (
+	ConfigGet ConfigOp = iota
+	ConfigSubscribe
+)
+
+// Config translates an error of the configuration service.
+func Config(op ConfigOp, store string, keys []string, err error) *Error {
+	row, message := configGet, "failed to get "
+	if op == ConfigSubscribe {
+		row, message = configSubscribe, "failed to subscribe "
+	}
+	message += "[" + strings.Join(keys, " ") + "] from Configuration store " + store + ": " + err.Error()
+	if e := rejected(message, err); e != nil {
+		return e
+	}
+	switch fault.ReasonOf(err) {
+	case fault.NoComponents:
+		return configNotConfigured.Because("configuration stores not configured")
+	case fault.NoSuchComponent:
+		return configNotFound.Because("configuration store " + store + " not found")
+	case fault.NoApp:
+		return appChannelNil.Because("app channel is not initialized")
+	}
+	return row.Because(message)
 }
 
 // Publish translates an error of publishing.

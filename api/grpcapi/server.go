@@ -63,6 +63,8 @@ type Options struct {
 	State   State
 	PubSub  PubSub
 	Secret  Secret
+	Lock    Lock
+	Config  Config
 	About   *about.Sidecar
 	Observe Observer
 	Tracing Tracing

@@ -14,8 +14,6 @@ import (
 var (
 	noActors       = apierr.ActorNoPlacement.Because("placement service is not configured; actors and workflows are not available")
 	noJobs         = apierr.SchedulerJob.Because("jobs are not available: this sidecar has no scheduler")
-	noConfig       = apierr.ConfigStoreNotConfigured.Because("configuration stores not configured")
-	noLock         = apierr.LockStoreNotConfigured.Because("lock store is not configured")
 	noSubtle       = apierr.APIUnimplemented.Because("this API is currently not implemented")
 	noCrypto       = apierr.CryptoNotConfigured.Because("crypto providers not configured")
 	noConversation = apierr.ConversationNotFound.Because("failed finding conversation component")
@@ -80,46 +78,6 @@ func (s *Server) InvokeActor(context.Context, *runtimev1.InvokeActorRequest) (*r
 // SubscribeActorEventsAlpha1 is refused.
 func (s *Server) SubscribeActorEventsAlpha1(runtimev1.Dapr_SubscribeActorEventsAlpha1Server) error {
 	return noActors
-}
-
-// GetConfigurationAlpha1 is refused.
-func (s *Server) GetConfigurationAlpha1(context.Context, *runtimev1.GetConfigurationRequest) (*runtimev1.GetConfigurationResponse, error) {
-	return nil, noConfig
-}
-
-// GetConfiguration is refused.
-func (s *Server) GetConfiguration(context.Context, *runtimev1.GetConfigurationRequest) (*runtimev1.GetConfigurationResponse, error) {
-	return nil, noConfig
-}
-
-// SubscribeConfigurationAlpha1 is refused.
-func (s *Server) SubscribeConfigurationAlpha1(*runtimev1.SubscribeConfigurationRequest, runtimev1.Dapr_SubscribeConfigurationAlpha1Server) error {
-	return noConfig
-}
-
-// SubscribeConfiguration is refused.
-func (s *Server) SubscribeConfiguration(*runtimev1.SubscribeConfigurationRequest, runtimev1.Dapr_SubscribeConfigurationServer) error {
-	return noConfig
-}
-
-// UnsubscribeConfigurationAlpha1 is refused.
-func (s *Server) UnsubscribeConfigurationAlpha1(context.Context, *runtimev1.UnsubscribeConfigurationRequest) (*runtimev1.UnsubscribeConfigurationResponse, error) {
-	return nil, noConfig
-}
-
-// UnsubscribeConfiguration is refused.
-func (s *Server) UnsubscribeConfiguration(context.Context, *runtimev1.UnsubscribeConfigurationRequest) (*runtimev1.UnsubscribeConfigurationResponse, error) {
-	return nil, noConfig
-}
-
-// TryLockAlpha1 is refused.
-func (s *Server) TryLockAlpha1(context.Context, *runtimev1.TryLockRequest) (*runtimev1.TryLockResponse, error) {
-	return nil, noLock
-}
-
-// UnlockAlpha1 is refused.
-func (s *Server) UnlockAlpha1(context.Context, *runtimev1.UnlockRequest) (*runtimev1.UnlockResponse, error) {
-	return nil, noLock
 }
 
 // EncryptAlpha1 is refused.

@@ -149,12 +149,12 @@ func init() { // a literal would be an initialisation cycle: handlers reach look
 		},
 		"shutdown": {{post, v1, "", "Shutdown", "shutdown", (*Server).shutdown}},
 		"configuration": {
-			{get, both, "*/subscribe", "SubscribeConfiguration", "configuration", noConfig},
-			{get, both, "*/*/unsubscribe", "UnsubscribeConfiguration", "configuration", noConfig},
-			{get, both, "*", "GetConfiguration", "configuration", noConfig},
+			{get, both, "*/subscribe", "SubscribeConfiguration", "configuration", (*Server).configSubscribe},
+			{get, both, "*/*/unsubscribe", "UnsubscribeConfiguration", "configuration", (*Server).configUnsubscribe},
+			{get, both, "*", "GetConfiguration", "configuration", (*Server).configGet},
 		},
-		"lock":   {{post, alpha1, "*", "TryLockAlpha1", "lock", noLock}},
-		"unlock": {{post, alpha1, "*", "UnlockAlpha1", "unlock", noLock}},
+		"lock":   {{post, alpha1, "*", "TryLockAlpha1", "lock", (*Server).tryLock}},
+		"unlock": {{post, alpha1, "*", "UnlockAlpha1", "unlock", (*Server).unlock}},
 		"secrets": {
 			{get, v1, "*/bulk", "GetBulkSecret", "secrets", (*Server).secretAll},
 			{get, v1, "*/*", "GetSecret", "secrets", (*Server).secretGet},

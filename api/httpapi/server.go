@@ -72,6 +72,8 @@ type Options struct {
 	State   State
 	PubSub  PubSub
 	Secret  Secret
+	Lock    Lock
+	Config  Config
 	About   *about.Sidecar
 	Observe Observer
 	Tracing Tracing

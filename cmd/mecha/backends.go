@@ -8,6 +8,7 @@ import (
 	"github.com/mecha-project/mecha/components/mdns"
 	"github.com/mecha-project/mecha/components/memory"
 	"github.com/mecha-project/mecha/components/nats"
+	"github.com/mecha-project/mecha/components/redis"
 	"github.com/mecha-project/mecha/components/sqlite"
 	"github.com/mecha-project/mecha/components/staticfile"
 )
@@ -17,6 +18,7 @@ func backends() (*block.Set, error) {
 	return block.NewSet(
 		memory.Backend(),
 		nats.Backend(),
+		redis.Backend(),
 		localsecret.Backend(),
 		// Name resolution.
 		hostdir.Backend(),

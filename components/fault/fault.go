@@ -101,6 +101,7 @@ const (
 	ForbiddenTopic  Reason = "forbidden_topic"
 	ForbiddenSecret Reason = "forbidden_secret"
 	BadMetadata     Reason = "bad_metadata"
+	BadExpiry       Reason = "bad_expiry" // a time that cannot be
 	BadEnvelope     Reason = "bad_envelope"        // a CloudEvent that cannot be built
 	BadEntries      Reason = "bad_entries"         // bulk entries that contradict each other
 	NotEntries      Reason = "bulk_not_entries"    // a bulk body that is no list of entries

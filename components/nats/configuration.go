@@ -343,7 +343,7 @@ func (f *follower) tell(e jetstream.KeyValueEntry) {
 		f.changed(map[string]block.ConfigItem{e.Key(): configItem(e.Value(), e.Revision())})
 	case e.Operation() != jetstream.KeyValuePut && is:
 		delete(f.told, e.Key())
-		f.changed(map[string]block.ConfigItem{e.Key(): {Version: strconv.FormatUint(e.Revision(), 10)}})
+		f.changed(map[string]block.ConfigItem{e.Key(): {}})
 	}
 }
 

@@ -94,6 +94,7 @@ var refusals = []struct {
 	{"ERR max number of clients", fault.Unavailable, ""},
 	{"ERR DB index", fault.Invalid, "; is redisDB right?"},
 	{"ERR SELECT is not allowed", fault.Invalid, "; a cluster has database 0 only"},
+	{"ERR Protocol error: invalid bulk length", fault.TooLarge, "; the server's proto-max-bulk-len is smaller"},
 	{"ERR unknown command", fault.Unsupported, ""},
 	{"ERR This instance has cluster support disabled", fault.Invalid, "; set redisType to node"},
 }

@@ -36,6 +36,8 @@ type Catalog struct {
 	State  *Store[block.State]
 	PubSub *Store[block.PubSub]
 	Secret *Store[block.Secret]
+	Lock   *Store[block.Lock]
+	Config *Store[block.Configuration]
 
 	backends *block.Set
 	env      func(component string, log *slog.Logger) block.Env
@@ -56,6 +58,7 @@ type Options struct {
 // New makes an empty catalog.
 func New(o Options) *Catalog {
 	return &Catalog{State: NewStore[block.State](block.KindState), PubSub: NewStore[block.PubSub](block.KindPubSub), Secret: NewStore[block.Secret](block.KindSecret),
+		Lock: NewStore[block.Lock](block.KindLock), Config: NewStore[block.Configuration](block.KindConfig),
 		backends: o.Backends, env: o.Env, govern: o.Govern, log: o.Log}
 }
 
@@ -133,6 +136,14 @@ func (c *Catalog) place(info Info, comp block.Component) func() {
 		if b, ok := comp.(block.Secret); ok {
 			return func() { c.Secret.Put(NewHandle(info, b, c.target(call.Secret, info.Name))) }
 		}
+	case block.KindLock:
+		if b, ok := comp.(block.Lock); ok {
+			return func() { c.Lock.Put(NewHandle(info, b, c.target(call.Lock, info.Name))) }
+		}
+	case block.KindConfig:
+		if b, ok := comp.(block.Configuration); ok {
+			return func() { c.Config.Put(NewHandle(info, b, c.target(call.Config, info.Name))) }
+		}
 	}
 	return func() {}
 }
@@ -175,6 +186,12 @@ func (c *Catalog) Withdraw(ctx context.Context, name string) {
 	if h := c.Secret.Remove(name); h != nil {
 		h.close(ctx)
 	}
+	if h := c.Lock.Remove(name); h != nil {
+		h.close(ctx)
+	}
+	if h := c.Config.Remove(name); h != nil {
+		h.close(ctx)
+	}
 }
 
 // Infos lists the published components, sorted by block and name.
@@ -195,6 +212,16 @@ func (c *Catalog) Infos() []Info {
 			out = append(out, h.Info)
 		}
 	}
+	for _, h := range c.Lock.List() {
+		if !h.Away() {
+			out = append(out, h.Info)
+		}
+	}
+	for _, h := range c.Config.List() {
+		if !h.Away() {
+			out = append(out, h.Info)
+		}
+	}
 	return out
 }
 
@@ -203,7 +230,7 @@ func (c *Catalog) Close(ctx context.Context) error {
 	for _, info := range c.Infos() {
 		c.log.Info("Shutting down component " + (&Spec{Name: info.Name, Type: info.Type, Version: info.Version}).LogName())
 	}
-	return errors.Join(c.PubSub.Close(ctx), c.State.Close(ctx), c.Secret.Close(ctx))
+	return errors.Join(c.PubSub.Close(ctx), c.State.Close(ctx), c.Secret.Close(ctx), c.Lock.Close(ctx), c.Config.Close(ctx))
 }
 
 func creation(s *Spec, err error) error {

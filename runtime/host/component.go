@@ -50,6 +50,7 @@ func (l *loader) open(ctx context.Context, spec *catalog.Spec, complete func(con
 	}
 	l.metrics.ComponentInit(spec.Type)
 	if err := checkComponent(opened); err != nil {
+		_ = opened.Component.Close(ctx) // nobody has met it
 		return "init", err
 	}
 	l.catalog.Publish(opened)

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/host"
@@ -124,6 +125,33 @@ func (b *broker) Consume(ctx context.Context, o block.ConsumeOptions, _ func(blo
 
 type none struct{}
 
+// keyed is a configuration with a password.
+type keyed struct {
+	Token conf.Secret `yaml:"token"`
+	Other conf.Secret `yaml:"other"`
+}
+
+// vault is a secret store that holds db: {db: hush, user: me}, empty: {empty: ""}, and one secret
+// that cannot be read.
+type vault struct{ component }
+
+func (v *vault) Get(_ context.Context, name string, md map[string]string) (map[string]string, error) {
+	v.add("read %s of %s %v", name, v.name, md)
+	switch name {
+	case "db":
+		return map[string]string{"db": "hush", "user": "me"}, nil
+	case "empty":
+		return map[string]string{"empty": ""}, nil
+	case "broken":
+		return nil, fault.New("test", fault.Denied, "permission denied")
+	}
+	return nil, fault.New("test", fault.NotFound, "no secret %s", name)
+}
+
+func (v *vault) GetAll(context.Context, map[string]string) (map[string]map[string]string, error) {
+	return map[string]map[string]string{"db": {"db": "hush", "user": "me"}, "empty": {"empty": ""}}, nil
+}
+
 func backends(t testing.TB, s *story) *block.Set {
 	t.Helper()
 	config := func() *none { return &none{} }
@@ -140,6 +168,17 @@ func backends(t testing.TB, s *story) *block.Set {
 		block.StatePart("hangs", "", config, store(component{hang: true})),
 		block.PubSubPart("good", "", config, func(env block.Env, _ *none) (block.PubSub, error) {
 			return &broker{component{story: s, name: env.Component}}, nil
+		}),
+		block.StatePart("locked", "", func() *keyed { return &keyed{} }, func(env block.Env, k *keyed) (block.State, error) {
+			s.add("open %s with %s", env.Component, k.Token.Reveal())
+			return &state{component{story: s, name: env.Component}}, nil
+		}),
+		block.SecretPart("good", "", func() *keyed { return &keyed{} }, func(env block.Env, k *keyed) (block.Secret, error) {
+			s.add("open %s with %s", env.Component, k.Token.Reveal())
+			return &vault{component{story: s, name: env.Component}}, nil
+		}),
+		block.SecretPart("down", "", config, func(env block.Env, _ *none) (block.Secret, error) {
+			return &vault{component{story: s, name: env.Component, ping: fault.New("test", fault.Unavailable, "dial vault:1: refused")}}, nil
 		}),
 		block.RegistryPart("hostdir", "", config, func(block.Env, *none) (block.Registry, error) {
 			return &registry{component{story: s, name: "registry"}}, nil

@@ -18,8 +18,8 @@ import (
 // retrying decides after a failed attempt whether there is another: as the policy says, else as
 // Resiliency does, else as the sidecar does by itself for calls to other apps.
 func retrying(b *builder) (does, field string) {
-	if b.t.Direction == call.Inbound && b.t.Kind != call.Deliver {
-		return "", ""
+	if b.t.Direction == call.Inbound && (b.t.Kind == call.App || b.t.Kind == call.Service) {
+		return "", "" // its caller's to repeat; what a component sends to the app is ours
 	}
 	switch {
 	case b.r.Retry != nil:

@@ -253,14 +253,19 @@ func (s *Sidecar) Wait(limit time.Duration) int {
 }
 
 // FreePort finds a port nobody listens on. It comes from below the system's range for
-// outgoing connections, so that none of those takes it meanwhile.
+// outgoing connections, so that none of those takes it meanwhile, and from a block that no
+// other test process uses: they run side by side, and between this and the start of a sidecar
+// nobody listens.
 func FreePort(tb testing.TB) int {
 	tb.Helper()
-	portMu.Lock()
-	defer portMu.Unlock()
-	for range 2000 {
-		nextPort++
-		port := 10000 + nextPort%20000
+	ports.mu.Lock()
+	defer ports.mu.Unlock()
+	for range 2 * blocks * blockSize {
+		if ports.next%blockSize == 0 && !ports.claim() {
+			break
+		}
+		port := ports.next
+		ports.next++
 		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
 		if err != nil {
 			continue
@@ -272,10 +277,44 @@ func FreePort(tb testing.TB) int {
 	return 0
 }
 
-var (
-	portMu   sync.Mutex
-	nextPort = os.Getpid() * 37 // test processes run side by side
+const (
+	firstPort = 10000
+	blockSize = 250 // a few dozen sidecars
+	blocks    = 80
 )
+
+// portBlocks hands out ports of the blocks that this process has claimed.
+type portBlocks struct {
+	mu    sync.Mutex
+	next  int            // guarded by mu; a multiple of blockSize asks for another block
+	tried int            // guarded by mu
+	held  []net.Listener // guarded by mu
+}
+
+var ports portBlocks
+
+// claim takes a block by listening on its first port for as long as the process lives. Once all
+// blocks were tried it begins again: ports of long ago are free by then.
+func (p *portBlocks) claim() bool {
+	for range blocks {
+		base := firstPort + (os.Getpid()+p.tried)%blocks*blockSize
+		p.tried++
+		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(base))
+		if err == nil {
+			p.held = append(p.held, l)
+			p.next = base + 1
+			return true
+		}
+	}
+	if len(p.held) == 0 {
+		return false
+	}
+	for _, l := range p.held { // nobody else's are free: our own, once more
+		l.Close()
+	}
+	p.held = nil
+	return p.claim()
+}
 
 // Serve runs an HTTP app on a free port until the test ends, and returns the port.
 func Serve(tb testing.TB, h http.Handler) int {

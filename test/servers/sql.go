@@ -36,6 +36,7 @@ type SQL struct {
 	dir   string
 	owner *syscall.Credential // nil: this user
 	start func() *exec.Cmd
+	ready func() error
 	proc  *Process
 }
 
@@ -52,6 +53,9 @@ func Postgres(tb testing.TB, settings ...string) *SQL {
 	s.write(tb, pw, []byte(SQLPassword))
 	data := filepath.Join(s.dir, "data")
 	s.run(tb, exec.Command(initdb, "-D", data, "-U", "postgres", "-A", "scram-sha-256", "--pwfile", pw, "-E", "UTF8", "--locale=C", "--no-sync"))
+	s.ready = func() error { // it listens before it serves
+		return exec.Command(filepath.Join(filepath.Dir(initdb), "pg_isready"), "-q", "-h", "127.0.0.1", "-p", strconv.Itoa(s.Port)).Run()
+	}
 	s.start = func() *exec.Cmd {
 		args := []string{"-D", data, "-p", strconv.Itoa(s.Port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off",
 			"-c", "shared_buffers=16MB", "-c", "ssl=on", "-c", "ssl_cert_file=" + s.Cert, "-c", "ssl_key_file=" + filepath.Join(s.dir, "key.pem")}
@@ -99,6 +103,7 @@ func newSQL(tb testing.TB, owner string) *SQL {
 	}
 	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
 	s := &SQL{Port: Port(tb), dir: dir, Cert: filepath.Join(dir, "cert.pem")}
+	s.ready = func() error { return Answers(s.Port) }
 	if os.Getuid() == 0 {
 		u, err := user.Lookup(owner)
 		if err != nil {
@@ -144,7 +149,7 @@ func (s *SQL) Start(tb testing.TB) {
 	tb.Helper()
 	cmd := s.start()
 	cmd.SysProcAttr, cmd.Dir = &syscall.SysProcAttr{Credential: s.owner}, s.dir
-	s.proc = Start(tb, cmd, func() error { return Answers(s.Port) })
+	s.proc = Start(tb, cmd, s.ready)
 	tb.Cleanup(s.Kill)
 }
 
