@@ -25,9 +25,9 @@ type row struct {
 }
 
 // reasons are all there are; a new one has to be put into the table, or be named here.
-var reasons = []fault.Reason{"", fault.NoSuchComponent, fault.NoComponents, fault.IllegalKey, fault.ForbiddenTopic, fault.ForbiddenSecret, fault.BadMetadata,
+var reasons = []fault.Reason{"", fault.NoSuchComponent, fault.NoComponents, fault.IllegalKey, fault.ForbiddenTopic, fault.ForbiddenSecret, fault.BadMetadata, fault.BadExpiry,
 	fault.BadEnvelope, fault.BadEntries, fault.NotEntries, fault.EventMismatch, fault.NoTransactions, fault.NoQuery, fault.TooManyOps,
-	fault.NoTarget, fault.EmptyName, fault.NoTopic, fault.BadOperation, fault.NoApp, fault.AppUnhealthy, fault.AppUnreachable, fault.PeerAnswered, fault.PolicyRejected, fault.PeerRejected, fault.AccessDenied, fault.BreakerOpen}
+	fault.NoTarget, fault.EmptyName, fault.NoTopic, fault.BadOperation, fault.NoApp, fault.AppUnhealthy, fault.AppUnreachable, fault.NoInstances, fault.PeerAnswered, fault.PolicyRejected, fault.PeerRejected, fault.AccessDenied, fault.BreakerOpen}
 
 const lastCode = fault.Lost
 
@@ -52,6 +52,16 @@ func table() (out []row) {
 	for _, r := range reasons {
 		out = append(out, row{"secrets reason=" + string(r), apierr.Secrets("store", because(fault.Denied, r))})
 	}
+	for _, op := range []apierr.LockOp{apierr.TryLock, apierr.Unlock} {
+		for _, r := range reasons {
+			out = append(out, row{fmt.Sprintf("lock %s reason=%s", op, r), apierr.Lock(op, "store", because(fault.Invalid, r))})
+		}
+	}
+	for op, name := range []string{"get", "subscribe"} {
+		for _, r := range reasons {
+			out = append(out, row{"configuration " + name + " reason=" + string(r), apierr.Config(apierr.ConfigOp(op), "store", []string{"a", "b"}, because(fault.Unavailable, r))})
+		}
+	}
 	for c := fault.Internal; c <= lastCode; c++ {
 		out = append(out, row{fmt.Sprintf("invoke code=%v", c), apierr.Invoke("target", because(c, ""))})
 	}
@@ -63,8 +73,8 @@ func table() (out []row) {
 		{"Unclassified", apierr.Unclassified}, {"APIUnimplemented", apierr.APIUnimplemented}, {"NoInvokeTarget", apierr.NoInvokeTarget},
 		{"DirectInvoke", apierr.DirectInvoke}, {"DirectInvokeDenied", apierr.DirectInvokeDenied}, {"HealthNotReady", apierr.HealthNotReady},
 		{"OutboundNotReady", apierr.OutboundNotReady}, {"HealthAppID", apierr.HealthAppID},
-		{"LockStoreNotConfigured", apierr.LockStoreNotConfigured}, {"CryptoNotConfigured", apierr.CryptoNotConfigured},
-		{"ConfigStoreNotConfigured", apierr.ConfigStoreNotConfigured}, {"InvokeOutputBinding", apierr.InvokeOutputBinding},
+		{"CryptoNotConfigured", apierr.CryptoNotConfigured},
+		{"InvokeOutputBinding", apierr.InvokeOutputBinding},
 		{"ConversationNotFound", apierr.ConversationNotFound}, {"ActorNoPlacement", apierr.ActorNoPlacement}, {"SchedulerJob", apierr.SchedulerJob}}
 	for _, g := range general {
 		out = append(out, row{"row " + g.name, g.row.Because("text")})

@@ -38,7 +38,7 @@ func (s *Server) GetConfigurationAlpha1(ctx context.Context, in *runtimev1.GetCo
 func configItems(items map[string]block.ConfigItem) map[string]*commonv1.ConfigurationItem {
 	out := make(map[string]*commonv1.ConfigurationItem, len(items))
 	for k, it := range items {
-		out[k] = &commonv1.ConfigurationItem{Value: it.Value, Version: it.Version, Metadata: it.Metadata}
+		out[text(k)] = &commonv1.ConfigurationItem{Value: text(it.Value), Version: text(it.Version), Metadata: texts(it.Metadata)}
 	}
 	return out
 }

@@ -170,7 +170,9 @@ func TestMethodsOfBlocksThatAreNotThere(t *testing.T) {
 	k := newKit(t, grpcapi.Options{})
 	here := map[string]bool{"InvokeService": true, "GetState": true, "GetBulkState": true, "SaveState": true, "QueryStateAlpha1": true, "DeleteState": true,
 		"DeleteBulkState": true, "ExecuteStateTransaction": true, "PublishEvent": true, "BulkPublishEventAlpha1": true, "BulkPublishEvent": true,
-		"SubscribeTopicEventsAlpha1": true, "GetSecret": true, "GetBulkSecret": true, "GetMetadata": true, "SetMetadata": true, "Shutdown": true}
+		"SubscribeTopicEventsAlpha1": true, "GetSecret": true, "GetBulkSecret": true, "TryLockAlpha1": true, "UnlockAlpha1": true,
+		"GetConfiguration": true, "GetConfigurationAlpha1": true, "SubscribeConfiguration": true, "SubscribeConfigurationAlpha1": true,
+		"UnsubscribeConfiguration": true, "UnsubscribeConfigurationAlpha1": true, "GetMetadata": true, "SetMetadata": true, "Shutdown": true}
 	methods := runtimev1.File_dapr_proto_runtime_v1_dapr_proto.Services().ByName("Dapr").Methods()
 	var b strings.Builder
 	for i := range methods.Len() {

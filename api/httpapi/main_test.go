@@ -128,13 +128,15 @@ type kit struct {
 	state  *stateService
 	pubsub *publisher
 	secret *secrets
+	lock   *lockService
+	config *configService
 	about  *about.Sidecar
 	served *served
 }
 
 func newKit(change ...func(*httpapi.Options)) *kit {
-	k := &kit{state: &stateService{}, pubsub: &publisher{}, secret: &secrets{}, about: about.New("app"), served: &served{}}
-	o := httpapi.Options{AppID: "app", MaxBody: 1 << 20, Invoke: answers(&call.Response{Status: 200}), State: k.state, PubSub: k.pubsub, Secret: k.secret, About: k.about,
+	k := &kit{state: &stateService{}, pubsub: &publisher{}, secret: &secrets{}, lock: &lockService{}, config: &configService{}, about: about.New("app"), served: &served{}}
+	o := httpapi.Options{AppID: "app", MaxBody: 1 << 20, Invoke: answers(&call.Response{Status: 200}), State: k.state, PubSub: k.pubsub, Secret: k.secret, Lock: k.lock, Config: k.config, About: k.about,
 		Observe: k.served, Log: slog.New(slog.DiscardHandler)}
 	for _, f := range change {
 		f(&o)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/configfile"
 	"github.com/mecha-project/mecha/components/dns"
 	"github.com/mecha-project/mecha/components/hostdir"
 	"github.com/mecha-project/mecha/components/localsecret"
@@ -18,6 +19,7 @@ func backends() (*block.Set, error) {
 	return block.NewSet(
 		memory.Backend(),
 		nats.Backend(),
+		configfile.Backend(),
 		redis.Backend(),
 		localsecret.Backend(),
 		// Name resolution.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -124,7 +125,21 @@ func (c *checker) configurations(files []string) {
 func (c *checker) all() {
 	c.found = append(c.found, c.res.DuplicateFindings()...)
 	for i := range c.res.Components {
-		c.component(&c.res.Components[i])
+		comp := &c.res.Components[i]
+		c.component(comp)
+		c.references(comp.Metadata, comp.SecretStore, &comp.Resource)
+	}
+	for i := range c.res.HTTPEndpoints {
+		e := &c.res.HTTPEndpoints[i]
+		entries := e.Headers
+		if t := e.ClientTLS; t != nil {
+			for _, entry := range []*settings.Entry{t.RootCA, t.Certificate, t.PrivateKey} {
+				if entry != nil {
+					entries = append(slices.Clip(entries), *entry)
+				}
+			}
+		}
+		c.references(entries, e.SecretStore, &e.Resource)
 	}
 	for i := range c.res.Subscriptions {
 		c.subscription(&c.res.Subscriptions[i])
@@ -140,7 +155,7 @@ func (c *checker) policies() {
 	src := file.Source{Policies: c.res.Policies, Resiliencies: c.res.Resiliencies}
 	if len(c.res.Components) > 0 { // else the names in policies cannot be judged
 		src.Components = map[call.Kind][]string{}
-		for _, kind := range []call.Kind{call.State, call.Publish, call.Secret} {
+		for _, kind := range []call.Kind{call.State, call.Publish, call.Secret, call.Lock, call.Config} {
 			src.Components[kind] = implicitNames(kind)
 		}
 		for i := range c.res.Components {
@@ -151,6 +166,10 @@ func (c *checker) policies() {
 				src.Components[call.Publish] = append(src.Components[call.Publish], comp.Name)
 			case block.KindSecret:
 				src.Components[call.Secret] = append(src.Components[call.Secret], comp.Name)
+			case block.KindLock:
+				src.Components[call.Lock] = append(src.Components[call.Lock], comp.Name)
+			case block.KindConfig:
+				src.Components[call.Config] = append(src.Components[call.Config], comp.Name)
 			}
 		}
 	}
@@ -236,6 +255,29 @@ func (c *checker) unjudged(comp *settings.Component, f conf.Finding) bool {
 		}
 	}
 	return false
+}
+
+// references looks the store of a resource's secrets up among those read, if any were.
+func (c *checker) references(entries []settings.Entry, store string, r *settings.Resource) {
+	if !slices.ContainsFunc(entries, func(e settings.Entry) bool { return e.SecretRef != nil }) {
+		return
+	}
+	var names []string
+	for i := range c.res.Components {
+		if block.Kind(c.res.Components[i].Category()) == block.KindSecret {
+			names = append(names, c.res.Components[i].Name)
+		}
+	}
+	f := conf.Finding{File: r.File, Line: r.Line, Key: "auth.secretStore"}
+	switch {
+	case store == "":
+		f.Msg = "required with secretKeyRef, but not given"
+	case len(names) > 0 && !slices.Contains(names, store):
+		f.Msg, f.Nearest = fmt.Sprintf("no secret store is called %q", store), conf.Nearest(store, names)
+	default:
+		return
+	}
+	c.found = append(c.found, f)
 }
 
 // subscription looks its pub/sub component up among those read, if any were.

@@ -78,7 +78,7 @@ func component(name, typ, metadata string) string {
 
 func TestCheckGoodFiles(t *testing.T) {
 	out, code := check(t, map[string]string{
-		"res/a.yaml": component("store", "state.Redis", "  - {name: host, value: h}\n  - {name: keyPrefix, value: none}\n  - {name: db, envRef: DB}\n  - {name: password, secretKeyRef: {name: s}}\n") +
+		"res/a.yaml": component("store", "state.Redis", "  - {name: host, value: h}\n  - {name: keyPrefix, value: none}\n  - {name: db, envRef: DB}\n  - {name: password, secretKeyRef: {name: s}}\nauth: {secretStore: elsewhere}\n") +
 			component("ps", "pubsub.memory", "  - {name: allowedTopics, value: t}\n") +
 			"apiVersion: dapr.io/v2alpha1\nkind: Subscription\nmetadata: {name: s}\nspec: {pubsubname: ps, topic: t, routes: {default: /x}}\n",
 		"config.yaml": "apiVersion: dapr.io/v1alpha1\nkind: Configuration\nmetadata: {name: c}\nspec: {nameResolution: {component: sqlite, configuration: {host: h}}}\n",
@@ -118,6 +118,34 @@ v3.yaml:1: spec.type: state.redis has no version "v3"; leave spec.version out or
 	}
 	if diff := cmp.Diff(want, out); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// References to secrets must lead somewhere, as far as that can be seen.
+func TestCheckReferences(t *testing.T) {
+	ref := func(auth string) string {
+		return component("store", "state.redis", "  - {name: host, value: h}\n  - {name: password, secretKeyRef: {name: s}}\n"+auth)
+	}
+	vault := component("vault", "secretstores.local", "  - {name: x, value: y}\n")
+	endpoint := func(spec, auth string) string {
+		return "apiVersion: dapr.io/v1alpha1\nkind: HTTPEndpoint\nmetadata: {name: e}\nspec: {baseUrl: https://x, " + spec + "}\n" + auth
+	}
+	const to, none = "auth: {secretStore: vault}\n", "required with secretKeyRef, but not given"
+	for name, tt := range map[string]struct{ text, want string }{
+		"a store that is there":       {ref(to) + vault, ""},
+		"a store nobody can see":      {ref(to), ""},
+		"none named":                  {ref(""), "auth.secretStore: " + none},
+		"another":                     {ref("auth: {secretStore: valt}\n") + vault, `auth.secretStore: no secret store is called "valt"; did you mean vault?`},
+		"a header":                    {vault + endpoint("headers: [{name: a, secretKeyRef: {name: s}}]", ""), "auth.secretStore: " + none},
+		"a key":                       {vault + endpoint("clientTLS: {rootCA: {secretKeyRef: {name: s}}}", "auth: {secretStore: v}\n"), `no secret store is called "v"`},
+		"a header from what is there": {vault + endpoint("headers: [{name: a, secretKeyRef: {name: s}}]", to), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, _ := check(t, map[string]string{"a.yaml": tt.text}, "a.yaml")
+			if tt.want == "" && strings.Contains(out, "secretStore") || !strings.Contains(out, tt.want) {
+				t.Errorf("got %s, want %q", out, tt.want)
+			}
+		})
 	}
 }
 

@@ -136,7 +136,8 @@ func (q *question) desc() call.Desc {
 	if strings.HasPrefix(q.op, "/") && q.resource == "" {
 		d.Resource = q.op
 	}
-	if kind, _ := kindOf(q.kind); kind == call.State {
+	switch kind, _ := kindOf(q.kind); kind {
+	case call.State, call.Lock, call.Config:
 		d.Key = q.resource
 	}
 	var header call.Fields
@@ -158,7 +159,7 @@ func (q *question) desc() call.Desc {
 // safetyOf is what the blocks say of their operations.
 func safetyOf(op string) call.Safety {
 	switch op {
-	case "get", "bulkGet", "query", "GET", "HEAD", "OPTIONS", "TRACE":
+	case "get", "bulkGet", "query", "subscribe", "GET", "HEAD", "OPTIONS", "TRACE":
 		return call.Safe
 	case "set", "delete", "bulkDelete", "PUT", "DELETE":
 		return call.Idempotent

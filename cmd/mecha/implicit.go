@@ -20,6 +20,8 @@ func implicitComponents() []catalog.Spec {
 	return []catalog.Spec{
 		{Name: implicitNames(call.State)[0], Type: "state.embedded", Version: "v1", Items: items},
 		{Name: implicitNames(call.Publish)[0], Type: "pubsub.embedded", Version: "v1", Items: items},
+		{Name: implicitNames(call.Lock)[0], Type: "lock.embedded", Version: "v1", Items: items},
+		{Name: implicitNames(call.Config)[0], Type: "configuration.embedded", Version: "v1", Items: items},
 	}
 }
 
@@ -30,6 +32,10 @@ func implicitNames(kind call.Kind) []string {
 		return []string{"statestore"}
 	case call.Publish:
 		return []string{"pubsub"}
+	case call.Lock:
+		return []string{"lockstore"}
+	case call.Config:
+		return []string{"configstore"}
 	}
 	return nil
 }

@@ -101,7 +101,7 @@ const (
 	ForbiddenTopic  Reason = "forbidden_topic"
 	ForbiddenSecret Reason = "forbidden_secret"
 	BadMetadata     Reason = "bad_metadata"
-	BadExpiry       Reason = "bad_expiry" // a time that cannot be
+	BadExpiry       Reason = "bad_expiry"          // a time that cannot be
 	BadEnvelope     Reason = "bad_envelope"        // a CloudEvent that cannot be built
 	BadEntries      Reason = "bad_entries"         // bulk entries that contradict each other
 	NotEntries      Reason = "bulk_not_entries"    // a bulk body that is no list of entries
@@ -116,6 +116,7 @@ const (
 	NoApp           Reason = "no_app"        // this sidecar has no app channel
 	AppUnhealthy    Reason = "app_unhealthy"
 	AppUnreachable  Reason = "app_unreachable" // the app's port does not answer
+	NoInstances     Reason = "no_instances"    // of the app, anywhere
 	PeerAnswered    Reason = "peer_answered"   // the error is what another sidecar said, not a failure to reach it
 	PolicyRejected  Reason = "policy_rejected"
 	PeerRejected    Reason = "peer_rejected" // a policy of the other sidecar

@@ -155,7 +155,7 @@ func TestSilentServer(t *testing.T) {
 	set(t, s, block.StateWrite{Key: "k", Value: []byte("0")})
 	srv.Freeze()
 	defer srv.Thaw()
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
 	defer cancel()
 	wantSent(t, "Set with a deadline", s.Set(ctx, block.StateWrite{Key: "k", Value: []byte("1")}), fault.Deadline, fault.SentMaybe)
 	waitFor(t, "calls that are cancelled", func() bool {
@@ -186,7 +186,7 @@ func TestAbandonedValues(t *testing.T) {
 	set(t, s, block.StateWrite{Key: "k"})
 	srv.Freeze()
 	defer srv.Thaw()
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
 	defer cancel()
 	wantSent(t, "Set", s.Set(ctx, block.StateWrite{Key: "k", Value: value}), fault.Deadline, fault.SentMaybe)
 	for i := range value {
@@ -240,7 +240,7 @@ func TestServerComesLater(t *testing.T) {
 // instead of the answer.
 type cutter struct {
 	net.Listener
-	to  string
+	to  atomic.Value
 	cut atomic.Bool
 }
 
@@ -249,7 +249,8 @@ func newCutter(t *testing.T, to string) *cutter {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cutter{Listener: l, to: to}
+	c := &cutter{Listener: l}
+	c.to.Store(to)
 	var wg sync.WaitGroup
 	t.Cleanup(func() { _ = l.Close(); wg.Wait() })
 	wg.Go(func() {
@@ -266,7 +267,7 @@ func newCutter(t *testing.T, to string) *cutter {
 
 func (c *cutter) serve(in net.Conn) {
 	defer in.Close()
-	out, err := net.Dial("tcp", c.to)
+	out, err := net.Dial("tcp", c.to.Load().(string))
 	if err != nil {
 		return
 	}
@@ -310,6 +311,45 @@ func TestCutConnection(t *testing.T) {
 	proxy.cut.Store(true)
 	time.AfterFunc(100*time.Millisecond, func() { proxy.cut.Store(false) })
 	set(t, again, block.StateWrite{Key: "k", Value: []byte("4")})
+}
+
+// The client of a cluster, which follows redirections, does not repeat either.
+func TestClusterCutConnection(t *testing.T) {
+	proxy := newCutter(t, "")
+	port := strconv.Itoa(proxy.Addr().(*net.TCPAddr).Port)
+	srv := servers.StartRedis(t, "--cluster-enabled", "yes", "--cluster-announce-port", port, "--cluster-port", strconv.Itoa(servers.Port(t)))
+	proxy.to.Store(srv.Addr)
+	r := direct(t, srv.Addr)
+	if err := r.ClusterAddSlotsRange(t.Context(), 0, 16383).Err(); err != nil {
+		t.Fatal(err)
+	}
+	s := opened(t, "redisHost", proxy.Addr().String(), "redisType", "cluster")
+	waitFor(t, "the cluster", func() bool { return s.Set(t.Context(), block.StateWrite{Key: "k"}) == nil })
+	for name, write := range map[string]func() error{
+		"Set":    func() error { return s.Set(t.Context(), block.StateWrite{Key: "k"}) },
+		"strong": func() error { return s.Set(t.Context(), block.StateWrite{Key: "k", Strong: true}) },
+		"SetMany": func() error {
+			return s.(block.StateBatch).SetMany(t.Context(), []block.StateWrite{{Key: "k"}, {Key: "l"}})[0]
+		},
+		"Transact": func() error {
+			return s.(block.StateTx).Transact(t.Context(), []block.StateOp{{StateWrite: block.StateWrite{Key: "k"}}})
+		},
+	} {
+		before, _ := r.HGet(t.Context(), "k", "version").Int()
+		proxy.cut.Store(true)
+		err := write()
+		proxy.cut.Store(false)
+		after, _ := r.HGet(t.Context(), "k", "version").Int()
+		times, sent := 1, fault.SentMaybe
+		if name == "strong" { // what is cut is the question for replicas before the write
+			times, sent = 0, fault.SentNever
+		}
+		wantSent(t, name, err, fault.Unavailable, sent)
+		if after-before != times {
+			t.Errorf("%s happened %d times, want %d", name, after-before, times)
+		}
+		waitFor(t, "the store to go on", func() bool { _, err := s.Get(t.Context(), "k", block.StateRead{}); return err == nil })
+	}
 }
 
 // A node of a cluster that dies with a request fails it, maybe done; the others go on.

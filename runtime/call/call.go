@@ -147,6 +147,7 @@ type Call struct {
 	tried    []string   // endpoints the attempts went to; only appended to
 	pinned   string     // the destination a write may have reached, if pin
 	pin      bool
+	before   string // see Before
 }
 
 // Layer is one policy step around a whole call. Enter may refuse the call with an error or

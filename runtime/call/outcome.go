@@ -104,6 +104,8 @@ func ofError(err error) Outcome {
 		return Deadline
 	case code == fault.Exhausted:
 		return Throttled
+	case code == fault.NotFound && reason == fault.NoInstances:
+		return ConnectFailure
 	case code == fault.NotFound && reason == "":
 		return NotFound
 	case code == fault.Conflict, code == fault.Exists:

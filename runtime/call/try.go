@@ -31,6 +31,8 @@ type Try struct {
 	// among its endpoints; nil means all.
 	To     string
 	Subset Labels
+	// Way names the route that was taken, where there are several.
+	Way string
 	// PerTry bounds the attempt from here on; 0 means only the call's deadline does.
 	PerTry time.Duration
 	// N counts the attempts, 1 in the first; a hedge has the number of the one beside it.
@@ -90,8 +92,13 @@ func (t *Try) unpick(o Outcome) {
 
 // enter makes an attempt pass the steps. On a refusal it leaves those entered.
 func (c *Call) enter(t *Try) bool {
+	way := ""
+	if !t.Extra && c.Attempt > 1 {
+		way = t.Way
+	}
 	t.cancel()
 	*t = Try{chain: c.chain, Ctx: c.ctx, Extra: t.Extra, N: c.Attempt, went: t.went[:0]}
+	c.before = way
 	if c.chain == nil {
 		return true
 	}
@@ -162,6 +169,10 @@ func (c *Call) leave(t *Try, err error, st Status) {
 		c.pinned, c.pin = t.To, true
 	}
 }
+
+// Before is the route that the attempt before this one took, and how it ended; empty when there
+// was none.
+func (c *Call) Before() (way string, o Outcome) { return c.before, c.Outcome }
 
 // Pinned is the destination that an earlier attempt of this call may have changed: a write
 // that goes elsewhere after it could end up in two places. ok is false when there is none.

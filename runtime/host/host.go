@@ -26,8 +26,10 @@ import (
 	"github.com/mecha-project/mecha/runtime/app"
 	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/catalog"
+	"github.com/mecha-project/mecha/runtime/config"
 	"github.com/mecha-project/mecha/runtime/identity"
 	"github.com/mecha-project/mecha/runtime/invoke"
+	"github.com/mecha-project/mecha/runtime/lock"
 	"github.com/mecha-project/mecha/runtime/policy"
 	"github.com/mecha-project/mecha/runtime/policy/file"
 	"github.com/mecha-project/mecha/runtime/pubsub"
@@ -108,6 +110,8 @@ type Services struct {
 	State     *state.Service
 	PubSub    *pubsub.Service
 	Secret    *secret.Service
+	Lock      *lock.Service
+	Config    *config.Service
 	App       *app.App
 	About     *about.Sidecar
 	Listeners Listeners
@@ -285,18 +289,24 @@ func (h *Sidecar) buildServices(ctx context.Context, l Listeners) error {
 	inv := invoke.New(invoke.Options{Self: h.self, HostIP: h.s.HostAddress(), HostName: hostName, Local: h.app,
 		Peers: h.o.Edges.Peers(), External: h.o.Edges.External(), Registry: h.registry, Endpoints: endpoints,
 		Record: invokeRecorder{m: h.o.Metrics, judged: h.judges}, Tracing: h.o.Tracing, Log: h.log, Govern: h.policy.Govern})
-	ps := pubsub.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.subscription"), Recorder: h.o.Metrics, Tracing: h.o.Tracing,
-		Inbound: func(component string) *call.Target {
-			t := &call.Target{Kind: call.Deliver, Direction: call.Inbound, Name: component, Namespace: h.self.Namespace}
+	inbound := func(kind call.Kind) func(component string) *call.Target {
+		return func(component string) *call.Target {
+			t := &call.Target{Kind: kind, Direction: call.Inbound, Name: component, Namespace: h.self.Namespace}
 			h.policy.Govern(t)
 			return t
-		}}
+		}
+	}
+	ps := pubsub.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.subscription"), Recorder: h.o.Metrics, Tracing: h.o.Tracing,
+		Inbound: inbound(call.Deliver)}
 	ps.Namespaced = h.namespaced
 	if h.app.Exists() {
 		ps.App, ps.Sink = h.app, h.appSide.Sink()
 	}
 	h.services = &Services{Self: h.self, Invoke: inv, State: state.New(h.catalog.State, h.self, h.o.Metrics),
-		PubSub: pubsub.New(h.catalog.PubSub, h.self, ps), Secret: h.secrets.service, App: h.app, About: h.about, Listeners: l}
+		PubSub: pubsub.New(h.catalog.PubSub, h.self, ps), Secret: h.secrets.service, Lock: lock.New(h.catalog.Lock, h.self),
+		Config: config.New(h.catalog.Config, h.self, config.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.configuration"),
+			Recorder: h.o.Metrics, App: h.app, Inbound: inbound(call.Config)}),
+		App: h.app, About: h.about, Listeners: l}
 	return h.declareSubscriptions()
 }
 
@@ -358,6 +368,9 @@ func (h *Sidecar) stop() error {
 	defer cancel()
 	if r, ok := h.registry.(block.Registrar); ok {
 		_ = r.Deregister(ctx) // the entry dies with us anyway
+	}
+	if err := h.services.Config.Close(ctx); err != nil { // its streams would keep the edges from draining
+		h.log.Warn("some configuration updates were not finished within the grace period", "err", err)
 	}
 	err := h.services.PubSub.Drain(ctx)
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/catalog"
 	"github.com/mecha-project/mecha/runtime/invoke"
+	"github.com/mecha-project/mecha/runtime/lock"
 	"github.com/mecha-project/mecha/runtime/pubsub"
 	"github.com/mecha-project/mecha/runtime/settings"
 	"github.com/mecha-project/mecha/runtime/state"
@@ -82,10 +83,13 @@ func (h *Sidecar) loadComponent(ctx context.Context, p pending) error {
 
 // checkComponent judges settings of a component that its service reads.
 func checkComponent(o *catalog.Opened) error {
-	if _, ok := o.Component.(block.State); !ok {
-		return nil
+	switch o.Component.(type) {
+	case block.State:
+		return state.CheckPrefix(o.Info)
+	case block.Lock:
+		return lock.CheckPrefix(o.Info)
 	}
-	return state.CheckPrefix(o.Info)
+	return nil
 }
 
 // namespaced tells whether a pub/sub component's topics carry the namespace.

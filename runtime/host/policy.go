@@ -27,7 +27,7 @@ func (h *Sidecar) openPolicy() error {
 	if found := h.o.Resources.Refused; len(found) > 0 {
 		return fmt.Errorf("traffic policies cannot be used:\n%w", found.Err())
 	}
-	o := policy.Options{Log: h.log, Probe: h.probe, Ping: h.ping, Judged: h.countAccess}
+	o := policy.Options{Log: h.log, Zone: h.s.Labels["zone"], Probe: h.probe, Ping: h.ping, Judged: h.countAccess}
 	if h.o.Metrics != nil {
 		o.Record = policyRecorder{h.o.Metrics}
 	}
@@ -81,7 +81,7 @@ func (h *Sidecar) compilePolicy(r *settings.Resources) *file.Compiled {
 
 // componentNames are the names of components that this sidecar is to have, by kind of call.
 func (h *Sidecar) componentNames() map[call.Kind][]string {
-	names := map[call.Kind][]string{call.State: {}, call.Publish: {}, call.Secret: {}}
+	names := map[call.Kind][]string{call.State: {}, call.Publish: {}, call.Secret: {}, call.Lock: {}, call.Config: {}}
 	add := func(typ, name string) {
 		switch category, _, _ := strings.Cut(typ, "."); block.Kind(category) {
 		case block.KindState:
@@ -90,6 +90,10 @@ func (h *Sidecar) componentNames() map[call.Kind][]string {
 			names[call.Publish] = append(names[call.Publish], name)
 		case block.KindSecret:
 			names[call.Secret] = append(names[call.Secret], name)
+		case block.KindLock:
+			names[call.Lock] = append(names[call.Lock], name)
+		case block.KindConfig:
+			names[call.Config] = append(names[call.Config], name)
 		}
 	}
 	for i := range h.o.Resources.Components {
@@ -112,6 +116,10 @@ func (h *Sidecar) placeAway() {
 			place(h, h.catalog.PubSub, a)
 		case call.Secret:
 			place(h, h.catalog.Secret, a)
+		case call.Lock:
+			place(h, h.catalog.Lock, a)
+		case call.Config:
+			place(h, h.catalog.Config, a)
 		}
 	}
 }
@@ -230,6 +238,10 @@ func (h *Sidecar) ping(ctx context.Context, kind call.Kind, name string) error {
 		return h.catalog.PubSub.Ping(ctx, name)
 	case call.Secret:
 		return h.catalog.Secret.Ping(ctx, name)
+	case call.Lock:
+		return h.catalog.Lock.Ping(ctx, name)
+	case call.Config:
+		return h.catalog.Config.Ping(ctx, name)
 	}
 	return nil
 }

@@ -63,7 +63,7 @@ func TestComponentsWithoutTheirSecrets(t *testing.T) {
 		"another store":      {token, "valut", []string{good}, `secret "db" (key "db") of secret store "valut" cannot be used: no such secret store is loaded; there are vault`},
 		"no store named":     {token, "", []string{good}, `of secret store "" cannot be used: auth.secretStore does not say which store that is; there are vault`},
 		"a state store":      {token, "other", []string{good}, `of secret store "other" cannot be used: no such secret store is loaded`},
-		"no secret":          {"{name: token, secretKeyRef: {name: x, key: y}}", "vault", []string{good}, `secret "x" (key "y") of secret store "vault" cannot be used: no secret x`},
+		"no secret":          {"{name: token, secretKeyRef: {name: x, key: z}}", "vault", []string{good}, `secret "x" (key "z") of secret store "vault" cannot be used: no secret x`},
 		"no key":             {"{name: token, secretKeyRef: {name: db, key: password}}", "vault", []string{good}, `secret "db" (key "password") of secret store "vault" cannot be used: the secret has no key "password"`},
 		"an empty secret":    {"{name: token, secretKeyRef: {name: empty}}", "vault", []string{good}, `secret "empty" (key "empty") of secret store "vault" cannot be used: it is empty or does not exist`},
 		"a refusal":          {"{name: token, secretKeyRef: {name: broken}}", "vault", []string{good}, `secret "broken" (key "broken") of secret store "vault" cannot be used: permission denied`},
@@ -167,7 +167,7 @@ func TestEndpointsWithoutTheirSecrets(t *testing.T) {
 // What the app may read is limited; what components refer to is not. Stores that were open before
 // there was policy are under it too.
 func TestSecretsOfTheApp(t *testing.T) {
-	const policy = "apiVersion: mecha.io/v1\nkind: TrafficPolicy\nmetadata: {name: guard}\nspec:\n  match: [{kind: secret, dest: vault, op: bulk_get}]\n  authz: {deny: [{name: no-lists}]}"
+	const policy = "apiVersion: mecha.io/v1\nkind: TrafficPolicy\nmetadata: {name: guard}\nspec:\n  match: [{kind: secret, dest: vault, op: bulk_get}]\n  authz: {deny: [{name: no-lists, from: app}]}"
 	k := newKit(t, yaml(store("vault", "secretstores.good"), locked("db", "state.locked", token, "vault"), policy))
 	k.o.Config.Secrets = &settings.Secrets{Scopes: []settings.SecretScope{{StoreName: "vault", DefaultAccess: "deny", AllowedSecrets: []string{"empty"}}}}
 	k.o.Secrets = host.NewSecrets(host.SecretsOptions{Settings: k.o.Settings, Config: k.o.Config, Resources: k.o.Resources, Backends: k.o.Backends, Log: k.o.Log})

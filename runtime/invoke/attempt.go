@@ -55,6 +55,9 @@ func drop(resp *call.Response) { _ = resp.Close() }
 // attempt makes one try at where policy sends the call.
 func attempt(ctx context.Context, t *call.Try, l leg) (*call.Response, call.Status, error) {
 	d, req, err := l.destination(ctx, t)
+	if err == nil {
+		d, err = l.s.located(ctx, d)
+	}
 	if err != nil {
 		return nil, call.Status{}, err
 	}
@@ -85,6 +88,17 @@ func (l *leg) destination(ctx context.Context, t *call.Try) (*destination, *call
 		p.Request(l.c, &own.Header)
 	}
 	return d, &own, nil
+}
+
+// located is a destination whose instances are known, as far as anybody knows them.
+func (s *Service) located(ctx context.Context, d *destination) (*destination, error) {
+	switch {
+	case d.names != nil:
+		return s.resolver.find(ctx, d.names.name, nil)
+	case d.unknown != nil:
+		return s.resolver.find(ctx, *d.unknown, func() *call.Target { return d.target })
+	}
+	return d, nil
 }
 
 func (l *leg) send(ctx context.Context, t *call.Try, d *destination, req *call.Request) (*call.Response, error) {

@@ -96,8 +96,9 @@ type Service struct {
 // destination is a place calls go to, with its policy.
 type destination struct {
 	target   *call.Target
-	endpoint *Endpoint // external
-	names    *names    // peers; nil for the own app
+	endpoint *Endpoint   // external
+	names    *names      // peers; nil for the own app
+	unknown  *block.Name // of peers that nobody has looked for yet
 }
 
 // New makes the service. Close ends the watches it starts.
@@ -297,7 +298,13 @@ func (s *Service) route(ctx context.Context, target string) (*destination, error
 	if app == s.o.Self.App && ns == s.o.Self.Namespace {
 		return s.self, nil
 	}
-	return s.resolver.find(ctx, block.Name{App: app, Namespace: ns}, func() *call.Target { return s.outTarget(app, ns) })
+	name := block.Name{App: app, Namespace: ns}
+	if d, ok := s.resolver.have(name); ok {
+		return d, nil
+	}
+	// Where it is, an attempt asks: policy may send the call elsewhere, or refuse it.
+	name.App, name.Namespace = strings.Clone(app), strings.Clone(ns)
+	return &destination{target: s.outTarget(name.App, name.Namespace), unknown: &name}, nil
 }
 
 // IsURL reports whether a target is an absolute http or https URL rather than a name.

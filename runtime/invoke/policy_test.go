@@ -508,3 +508,61 @@ func TestARefusedRetryClosesTheAnswerBeforeIt(t *testing.T) {
 		}
 	})
 }
+
+// Policy begins before anybody looks for the app: one that is nowhere can be refused, faulted or
+// routed elsewhere.
+func TestAnAppThatIsNowhereHasAPolicyToo(t *testing.T) {
+	m := &mesh{serve: func(_ context.Context, addr string, r *call.Request) (*call.Response, error) {
+		return ok(addr + " as " + r.Target)
+	}}
+	next := block.Name{App: "shop-next", Namespace: "home"}
+	invokeIt := func(t *testing.T, k *kit) (string, error) {
+		var out answer
+		err := k.Invoke(t.Context(), &call.Request{Target: "shop", Verb: "GET"}, &out)
+		return out.body, err
+	}
+	run := func(name string, f func(t *testing.T)) {
+		t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
+	}
+	run("without policy it is not found at once", func(t *testing.T) {
+		k, _ := governed(t, m)
+		start := time.Now()
+		if _, err := invokeIt(t, k); fault.Of(err) != fault.NotFound || !strings.Contains(err.Error(), "couldn't find service: shop") || time.Since(start) != 0 {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+	})
+	run("a rule refuses before a lookup", func(t *testing.T) {
+		k, _ := governed(t, m, policy.Spec{Authz: &policy.Authz{Deny: []policy.Rule{{From: policy.Words{"*"}}}}})
+		if _, err := invokeIt(t, k); fault.Of(err) != fault.Denied || k.reg.lookups() != 0 {
+			t.Errorf("%v, %d lookups", err, k.reg.lookups())
+		}
+	})
+	run("a route leads past it", func(t *testing.T) {
+		k, _ := governed(t, m, policy.Spec{Route: []policy.Destination{{To: "shop-next"}}})
+		k.reg.set(next, "n")
+		if body, err := invokeIt(t, k); err != nil || body != "n as shop-next" {
+			t.Errorf("%q, %v", body, err)
+		}
+	})
+	run("a retry takes the next priority, and a breaker remembers", func(t *testing.T) {
+		k, _ := governed(t, m, policy.Spec{Match: []policy.Match{{Dest: policy.Words{"shop"}}}, Route: []policy.Destination{{To: "shop"}, {To: "shop-next", Priority: 1}},
+			Retry: &policy.Retry{Max: two()}, Breaker: &policy.Breaker{ConsecutiveFailures: 3}})
+		k.reg.set(next, "n")
+		for range 10 {
+			if body, err := invokeIt(t, k); err != nil || body != "n as shop-next" {
+				t.Fatalf("%q, %v", body, err)
+			}
+		}
+		k.reg.mu.Lock()
+		asked := slices.DeleteFunc(slices.Clone(k.reg.asked), func(n block.Name) bool { return n != shop })
+		k.reg.mu.Unlock()
+		if len(asked) != 3 {
+			t.Errorf("it was looked for %d times; after 3 failures the breaker is open", len(asked))
+		}
+		k.reg.set(shop, "s")
+		time.Sleep(31 * time.Second) // the breaker is half-open
+		if body, err := invokeIt(t, k); err != nil || body != "s as shop" {
+			t.Errorf("when it is back: %q, %v", body, err)
+		}
+	})
+}

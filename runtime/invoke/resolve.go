@@ -115,6 +115,12 @@ func (r *resolver) close() {
 	r.running.Wait()
 }
 
+// have returns the destination of a name that was resolved before.
+func (r *resolver) have(name block.Name) (*destination, bool) {
+	d, ok := (*r.known.Load())[name]
+	return d, ok
+}
+
 // find returns the destination of a name, resolving it on first use or when its answer is too
 // old.
 func (r *resolver) find(ctx context.Context, name block.Name, target func() *call.Target) (*destination, error) {
@@ -143,7 +149,7 @@ func (r *resolver) find(ctx context.Context, name block.Name, target func() *cal
 const opResolve fault.Op = "invoke.resolve"
 
 func notFound(name block.Name) error {
-	return fault.New(opResolve, fault.NotFound, "couldn't find service: %s", name.App)
+	return fault.New(opResolve, fault.NotFound, "couldn't find service: %s", name.App).With(fault.NoInstances).WithSent(fault.SentNever)
 }
 
 // refresh asks the registry again. Callers that come while a lookup runs share its answer, each

@@ -31,8 +31,8 @@ func TestRoutes(t *testing.T) {
 		{"dotted.end.point", "external", fault.OK, ""},
 		{"http://example.com/base", "external", fault.OK, ""},
 		{"https://example.com", "external", fault.OK, ""},
-		{"ftp://example.com", "", fault.NotFound, ""}, // a name with one dot, and no such app
-		{"nobody", "", fault.NotFound, ""},
+		{"ftp://example.com", "", fault.NotFound, fault.NoInstances}, // a name with one dot, and no such app
+		{"nobody", "", fault.NotFound, fault.NoInstances},
 		{"a.b.c", "", fault.Invalid, ""},
 		{"", "", fault.Invalid, fault.NoTarget},
 	}

@@ -54,7 +54,7 @@ var inbound = []part{
 	{"total timeout", totalling},
 	{"retry", retrying},   // of deliveries only
 	{"limits", capping},   // how much the app has in progress
-	{"breaker", breaking}, // of deliveries only
+	{"breaker", breaking}, // while most calls fail the app
 	{"attempt timeout", trying},
 }
 

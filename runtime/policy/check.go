@@ -378,12 +378,8 @@ func (c *checker) balance(s *Spec) {
 
 // together reports fields that contradict each other, or the calls the policy is for.
 func (c *checker) together(s *Spec) {
-	for _, kind := range s.dataKinds() {
-		if s.Split == nil || s.Split.By == "" || s.Split.By == "key" || s.Split.ReadOnly || len(s.Route) < 2 {
-			break
-		}
-		c.bad("split.by", "%q would spread the writes of one key over several places (kind %s); use key, or promise readOnly: true", s.Split.By, kind)
-		break
+	if kinds := s.dataKinds(); len(kinds) > 0 && s.Split != nil && s.Split.By != "" && s.Split.By != "key" && !s.Split.ReadOnly && len(s.Route) > 1 {
+		c.bad("split.by", "%q would spread the writes of one key over several places (kind %s); use key, or promise readOnly: true", s.Split.By, kinds[0])
 	}
 	if len(s.dataKinds()) > 0 {
 		for i := range s.Route {

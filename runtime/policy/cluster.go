@@ -3,7 +3,6 @@ package policy
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -79,13 +78,10 @@ func (b *builder) balanceConfig() (balance.Config, string) {
 		cfg.Locality, _ = balance.ParseLocality(l.Locality)
 	}
 	if cfg.Zone == "" {
-		cfg.Zone = os.Getenv(ZoneEnv)
+		cfg.Zone = b.e.o.Zone
 	}
 	return cfg, cfg.Policy.String()
 }
-
-// ZoneEnv names the variable with this sidecar's locality, "region/zone".
-const ZoneEnv = "MECHA_ZONE"
 
 // picker is the balancer of one target's policy: a cluster for each destination its routes have.
 type picker struct {

@@ -38,6 +38,8 @@ type Options struct {
 	Observe Observer
 	Record  Recorder
 	Log     *slog.Logger
+	// Zone is where this sidecar is, "region/zone"; empty means unknown.
+	Zone string
 	// Probe asks an endpoint of an app how it is: by a GET of path, or, when that is empty, by
 	// connecting. Nil: services are not checked.
 	Probe func(ctx context.Context, app string, to call.Endpoint, path string) error

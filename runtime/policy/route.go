@@ -155,7 +155,7 @@ func (s *route) send(t *call.Try, w *way) (call.Token, error) {
 	if w == nil {
 		return call.Token{}, nil
 	}
-	t.To, t.Subset = w.to, w.subset
+	t.To, t.Subset, t.Way = w.to, w.subset, w.name
 	if w.state != nil {
 		w.state.begin()
 	}
@@ -188,7 +188,11 @@ func (s *route) choose(c *call.Call, t *call.Try, priority int) *way {
 		}
 		return nil
 	}
-	fits := func(w *way) bool { return w.priority == priority && !w.down() }
+	avoid := ""
+	if before, o := c.Before(); o == call.ConnectFailure {
+		avoid = before // nobody was there a moment ago
+	}
+	fits := func(w *way) bool { return w.priority == priority && !w.down() && w.name != avoid }
 	if keyed {
 		return s.byHash(key, fits)
 	}

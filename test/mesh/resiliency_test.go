@@ -277,13 +277,13 @@ func newRPCPair(t *testing.T, files map[string]string) (app *flakyRPC, front, ba
 }
 
 // unary makes a proxied call that fails so many times.
-func unary(t *testing.T, from *harness.Sidecar, name string, code codes.Code, times, size int, more ...string) (*grpc_testing.SimpleResponse, error, metadata.MD) { //nolint:revive // as gRPC has them
+func unary(t *testing.T, from *harness.Sidecar, name string, code codes.Code, times, size int, more ...string) (*grpc_testing.SimpleResponse, metadata.MD, error) {
 	t.Helper()
 	ctx := metadata.AppendToOutgoingContext(limited(t), append([]string{"dapr-app-id", "back", "name", name, "times", strconv.Itoa(times)}, more...)...)
 	var trailer metadata.MD
 	resp, err := grpc_testing.NewTestServiceClient(dial(t, from.Target())).UnaryCall(ctx, &grpc_testing.SimpleRequest{
 		ResponseStatus: &grpc_testing.EchoStatus{Code: int32(code)}, Payload: &grpc_testing.Payload{Body: bytes.Repeat([]byte{'x'}, size)}}, grpc.Trailer(&trailer))
-	return resp, err, trailer
+	return resp, trailer, err
 }
 
 // Retries of proxied gRPC calls and of InvokeService.
@@ -307,7 +307,7 @@ func TestResiliencyOfGRPC(t *testing.T) {
 			app, front, _ := newRPCPair(t, map[string]string{"r.yaml": resiliency("res", "{retries: {r: "+tt.policy+"}}", targetBack)})
 			for i, r := range tt.rpcs {
 				name := fmt.Sprintf("%v-%d", r.code, i)
-				resp, err, trailer := unary(t, front, name, r.code, r.times, r.size)
+				resp, trailer, err := unary(t, front, name, r.code, r.times, r.size)
 				st, got := status.Convert(err), app.f.bodies(name)
 				want := codes.OK
 				if r.calls <= r.times {
@@ -420,13 +420,13 @@ func TestResiliencyTimeouts(t *testing.T) {
 				}
 			}
 			app, front, _ := newRPCPair(t, files)
-			_, err, _ := unary(t, front, "slow", codes.OK, 9, 10, "wait", "10s")
+			_, _, err := unary(t, front, "slow", codes.OK, 9, 10, "wait", "10s")
 			if st := status.Convert(err); st.Code() != codes.DeadlineExceeded || app.f.calls("slow") != tt.calls {
 				t.Errorf("proxied: %v after %d calls, want DeadlineExceeded after %d", err, app.f.calls("slow"), tt.calls)
 			}
 			if tt.calls == 2 {
 				p.check(t, p.front, "then-fast", []ask{{"/slow/10000/1", 200, 2}})
-				if _, err, _ := unary(t, front, "then fast", codes.OK, 1, 10, "wait", "10s"); err != nil || app.f.calls("then fast") != 2 {
+				if _, _, err := unary(t, front, "then fast", codes.OK, 1, 10, "wait", "10s"); err != nil || app.f.calls("then fast") != 2 {
 					t.Errorf("proxied: %v after %d calls, want the second's answer", err, app.f.calls("then fast"))
 				}
 			}
@@ -497,7 +497,7 @@ func TestResiliencyBreakers(t *testing.T) {
 func TestResiliencyBreakerOfGRPC(t *testing.T) {
 	app, front, _ := newRPCPair(t, map[string]string{"r.yaml": resiliency("res", "{circuitBreakers: {cb: {timeout: 60s, trip: consecutiveFailures >= 2}}}", "{apps: {back: {circuitBreaker: cb}}}")})
 	for i, want := range []codes.Code{codes.NotFound, codes.NotFound, codes.Unknown, codes.Unknown} {
-		_, err, _ := unary(t, front, "b", codes.NotFound, 99, 1)
+		_, _, err := unary(t, front, "b", codes.NotFound, 99, 1)
 		if st := status.Convert(err); st.Code() != want || (want == codes.Unknown && !strings.Contains(st.Message(), "circuit breaker is open")) {
 			t.Errorf("call %d: %v, want %v", i+1, err, want)
 		}
