@@ -24,6 +24,7 @@ var ways = map[string]string{
 	"runtime/pubsub deliver.go exchange Invoke":     "inside the call.Do of a delivery",
 	"runtime/pubsub consumer.go once Deliver":       "inside the call.Do of a delivery",
 	"runtime/pubsub batch.go onceBatch DeliverBulk": "inside the call.Do of a delivery",
+	"runtime/config update.go post Invoke":          "inside the call.Do of an update",
 	"runtime/app app.go Invoke Invoke":              "the app's own limits, below the chain",
 	"runtime/host load.go askApp Invoke":            "the sidecar's own questions at start, before there are callers",
 	"runtime/host policy.go probe Invoke":           "a health check must reach an endpoint that policy keeps calls from",

@@ -42,7 +42,7 @@ calls to other apps, state, messages. The app speaks Dapr's API to it on localho
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newRunCommand(), newGuardCommand(), newSidecarCommand(), newEmbeddedCommand(), newCheckCommand(set), newExplainCommand(), newVersionCommand())
+	root.AddCommand(newRunCommand(), newGuardCommand(), newSidecarCommand(), newEmbeddedCommand(), newConfigCommand(), newCheckCommand(set), newExplainCommand(), newVersionCommand())
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(context.Background())
 	if err == nil {
