@@ -9,9 +9,11 @@ import (
 	"github.com/mecha-project/mecha/components/mdns"
 	"github.com/mecha-project/mecha/components/memory"
 	"github.com/mecha-project/mecha/components/nats"
+	"github.com/mecha-project/mecha/components/postgres"
 	"github.com/mecha-project/mecha/components/redis"
 	"github.com/mecha-project/mecha/components/sqlite"
 	"github.com/mecha-project/mecha/components/staticfile"
+	"github.com/mecha-project/mecha/components/vault"
 )
 
 // backends is the list of everything linked into this binary. A new backend is a line here.
@@ -22,6 +24,8 @@ func backends() (*block.Set, error) {
 		configfile.Backend(),
 		redis.Backend(),
 		localsecret.Backend(),
+		vault.Backend(),
+		postgres.Backend(),
 		// Name resolution.
 		hostdir.Backend(),
 		mdns.Backend(),

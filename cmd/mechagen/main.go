@@ -17,13 +17,15 @@ import (
 	"github.com/mecha-project/mecha/components/mdns"
 	"github.com/mecha-project/mecha/components/memory"
 	"github.com/mecha-project/mecha/components/nats"
+	"github.com/mecha-project/mecha/components/postgres"
 	"github.com/mecha-project/mecha/components/redis"
 	"github.com/mecha-project/mecha/components/sqlite"
 	"github.com/mecha-project/mecha/components/staticfile"
+	"github.com/mecha-project/mecha/components/vault"
 )
 
 func main() {
-	all := []block.Backend{memory.Backend(), nats.Backend(), redis.Backend(), localsecret.Backend(), hostdir.Backend(), mdns.Backend(), dns.Backend(), staticfile.Backend(), sqlite.Backend()}
+	all := []block.Backend{memory.Backend(), nats.Backend(), postgres.Backend(), redis.Backend(), localsecret.Backend(), vault.Backend(), hostdir.Backend(), mdns.Backend(), dns.Backend(), staticfile.Backend(), sqlite.Backend()}
 	if err := os.WriteFile("docs/reference/components.md", []byte(components(all)), 0o644); err != nil {
 		fmt.Fprintln(os.Stderr, "mechagen:", err)
 		os.Exit(1)

@@ -103,9 +103,9 @@ func (s *state) failed(ctx, limited context.Context, op fault.Op, err error, sen
 	switch {
 	case errors.Is(err, errClosed):
 		return sqlstate.Closed(op)
-	case ctx.Err() != nil:
-		return sqlstate.Ended(op, ctx.Err(), sent)
-	case limited.Err() != nil:
+	case sqlstate.Over(ctx) != nil:
+		return sqlstate.Ended(op, sqlstate.Over(ctx), sent)
+	case sqlstate.Over(limited) != nil:
 		return fault.New(op, fault.Unavailable, "%s did not answer within %v", s.where, s.timeout).Because(err).WithSent(sent)
 	}
 	return fault.New(op, fault.Unavailable, "%s cannot be reached; is the server up?", s.where).Because(err).WithSent(sent)

@@ -85,7 +85,7 @@ func (n *conn) dial() goredis.UniversalClient {
 			MaxRetries: o.MaxRetries, MinRetryBackoff: o.MinRetryBackoff, MaxRetryBackoff: o.MaxRetryBackoff, MaxRedirects: max(3, retries),
 			DialTimeout: o.DialTimeout, DialerRetries: o.DialerRetries, ReadTimeout: o.ReadTimeout, WriteTimeout: o.WriteTimeout,
 			ContextTimeoutEnabled: true, PoolSize: o.PoolSize, PoolTimeout: o.PoolTimeout, MinIdleConns: o.MinIdleConns,
-			ConnMaxLifetime: o.ConnMaxLifetime, ConnMaxIdleTime: o.ConnMaxIdleTime, DisableIdentity: true,
+			PipelinePoolSize: o.PipelinePoolSize, ConnMaxLifetime: o.ConnMaxLifetime, ConnMaxIdleTime: o.ConnMaxIdleTime, DisableIdentity: true,
 			MaintNotificationsConfig: o.MaintNotificationsConfig})
 	case c.Failover:
 		return goredis.NewFailoverClient(&goredis.FailoverOptions{MasterName: c.SentinelMaster, SentinelAddrs: n.addrs,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -233,35 +234,40 @@ func TestShortTTL(t *testing.T) {
 	}
 }
 
-// A server that forgot the scripts, or never knew them, gets their text; writes of one key in a
-// batch keep their order all the same.
+// A server that forgot the scripts, or never knew them, gets their text. Writes of one key in a
+// batch keep their order all the same, also when somebody teaches the server in the middle.
 func TestForgottenScripts(t *testing.T) {
 	srv := servers.StartRedis(t)
-	s, r := opened(t, "redisHost", srv.Addr), direct(t, srv.Addr)
+	s, other, r := opened(t, "redisHost", srv.Addr), opened(t, "redisHost", srv.Addr), direct(t, srv.Addr)
+	r.ConfigSet(t.Context(), "appendonly", "no")
 	b := s.(block.StateBatch)
 	stop := make(chan struct{})
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				r.ScriptFlush(context.Background())
+	var wg sync.WaitGroup
+	defer func() { close(stop); wg.Wait() }()
+	for _, f := range []func(){
+		func() { r.ScriptFlush(context.Background()) },
+		func() { _ = other.Set(context.Background(), block.StateWrite{Key: "other"}) },
+	} {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					f()
+				}
 			}
-		}
-	}()
-	defer func() { close(stop); <-done }()
-	for round := range 30 {
+		})
+	}
+	for round := range 20 {
 		var ws []block.StateWrite
-		for i := range 20 {
-			ws = append(ws, block.StateWrite{Key: "same", Value: []byte(fmt.Sprint(round, ".", i))}, block.StateWrite{Key: fmt.Sprint("k", i), Value: []byte("v")})
+		for i := range 40 { // more than the server reads in one go
+			ws = append(ws, block.StateWrite{Key: "same", Value: append(make([]byte, 16<<10), fmt.Sprint(round, ".", i)...)})
 		}
 		if errs := b.SetMany(t.Context(), ws); errs != nil {
 			t.Fatal(errors.Join(errs...))
 		}
-		if got, want := string(get(t, s, "same").Value), fmt.Sprint(round, ".", 19); got != want {
+		if got, want := string(get(t, s, "same").Value[16<<10:]), fmt.Sprint(round, ".", 39); got != want {
 			t.Fatalf("the last of several writes is %s, want %s", got, want)
 		}
 	}

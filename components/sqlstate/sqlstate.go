@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 	"unicode/utf8"
 
 	"github.com/mecha-project/mecha/components/block"
@@ -141,6 +142,15 @@ func Ended(op fault.Op, cause error, sent fault.Sent) error {
 		e.Code = fault.Deadline
 	}
 	return e
+}
+
+// Over is why ctx ended, or nil. A deadline that has passed counts although its timer has not
+// run yet: a connection with the same deadline may be a moment ahead of it.
+func Over(ctx context.Context) error {
+	if end, ok := ctx.Deadline(); ok && ctx.Err() == nil && !time.Now().Before(end) {
+		return context.DeadlineExceeded
+	}
+	return ctx.Err()
 }
 
 // Closed is the error of a call after Close.

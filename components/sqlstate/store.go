@@ -62,8 +62,6 @@ type Dialect struct {
 
 	// OneWriter says that the database takes one writer at a time: those of this process queue.
 	OneWriter bool
-	// Isolation of transactions.
-	Isolation sql.IsolationLevel
 	// Patience is how long to wait while the database is locked.
 	Patience time.Duration
 }
@@ -243,9 +241,9 @@ func (s *Store) failed(ctx, limited context.Context, op fault.Op, err error, sen
 		return e.Because(err)
 	}
 	switch {
-	case ctx.Err() != nil:
-		return Ended(op, ctx.Err(), sent)
-	case limited.Err() != nil:
+	case Over(ctx) != nil:
+		return Ended(op, Over(ctx), sent)
+	case Over(limited) != nil:
 		return fault.New(op, fault.Unavailable, "%s did not answer within %v", s.d.Where, s.o.Timeout).Because(err).WithSent(sent)
 	case s.isClosed():
 		return fault.New(op, fault.Unavailable, "the component was closed meanwhile").Because(err).WithSent(sent)

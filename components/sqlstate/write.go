@@ -97,7 +97,7 @@ func (s *Store) Transact(ctx context.Context, ops []block.StateOp) error {
 
 // inTx runs a transaction: all of run or nothing.
 func (s *Store) inTx(ctx context.Context, db *sql.DB, run func(*sql.Tx) error) error {
-	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: s.d.Isolation})
+	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}

@@ -186,6 +186,9 @@ type Chain struct {
 	Answer func(c *Call, header *Fields)
 	// Request rewrites the header of an invocation; nil leaves it.
 	Request func(c *Call, header *Fields)
+	// AttemptHeader is set to the attempt's number in invocations after the first attempt; empty
+	// sets nothing.
+	AttemptHeader string
 	// About is what explanations show; the call itself does not look at it.
 	About any
 }

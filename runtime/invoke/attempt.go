@@ -54,24 +54,27 @@ func drop(resp *call.Response) { _ = resp.Close() }
 
 // attempt makes one try at where policy sends the call.
 func attempt(ctx context.Context, t *call.Try, l leg) (*call.Response, call.Status, error) {
-	d, req, err := l.destination(ctx, t)
+	d, req, fresh, err := l.destination(ctx, t)
 	if err == nil {
 		d, err = l.s.located(ctx, d)
 	}
 	if err != nil {
 		return nil, call.Status{}, err
 	}
-	resp, err := l.send(ctx, t, d, req)
+	resp, err := l.send(ctx, t, d, req, fresh)
 	return resp, statusOf(req, resp, err), err
 }
 
 // destination is where this attempt goes, and the request it sends: the caller's own, unless
-// policy or another attempt needs it to differ.
-func (l *leg) destination(ctx context.Context, t *call.Try) (*destination, *call.Request, error) {
-	p, d, req := l.c.Policy(), l.d, l.req
-	if t.To == "" && p.Hedge == nil && p.Request == nil && l.body == nil {
-		return d, req, nil
+// policy or another attempt needs it to differ. fresh tells that nobody has stamped it yet.
+func (l *leg) destination(ctx context.Context, t *call.Try) (d *destination, req *call.Request, fresh bool, err error) {
+	p := l.c.Policy()
+	copies := t.To != "" || p.Hedge != nil || p.Request != nil || l.body != nil
+	numbered := t.N > 1 && p.AttemptHeader != ""
+	if !copies && !numbered {
+		return l.d, l.req, t.N == 1, nil
 	}
+	d, req = l.d, l.req
 	own := *req
 	own.Header = append(make(call.Fields, 0, len(req.Header)+maxStamps), req.Header...)
 	if l.body != nil {
@@ -80,14 +83,17 @@ func (l *leg) destination(ctx context.Context, t *call.Try) (*destination, *call
 	if t.To != "" && t.To != d.target.Name {
 		other, err := l.s.route(ctx, t.To)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, false, err
 		}
 		d, own.Target = other, t.To
 	}
 	if p.Request != nil {
 		p.Request(l.c, &own.Header)
 	}
-	return d, &own, nil
+	if numbered {
+		own.Header.Set(p.AttemptHeader, strconv.Itoa(t.N))
+	}
+	return d, &own, copies, nil // without a copy the first attempt has stamped the caller's own
 }
 
 // located is a destination whose instances are known, as far as anybody knows them.
@@ -101,7 +107,7 @@ func (s *Service) located(ctx context.Context, d *destination) (*destination, er
 	return d, nil
 }
 
-func (l *leg) send(ctx context.Context, t *call.Try, d *destination, req *call.Request) (*call.Response, error) {
+func (l *leg) send(ctx context.Context, t *call.Try, d *destination, req *call.Request, fresh bool) (*call.Response, error) {
 	s := l.s
 	switch {
 	case d.endpoint != nil:
@@ -111,7 +117,7 @@ func (l *leg) send(ctx context.Context, t *call.Try, d *destination, req *call.R
 		s.stamp.local(req, d.target.Name)
 		return s.toSelf(ctx, req)
 	}
-	s.stamp.remote(req, d.target.Name, t.N == 1 || l.req != req)
+	s.stamp.remote(req, d.target.Name, fresh)
 	return s.remote(ctx, l.c, t, d, req)
 }
 

@@ -566,3 +566,38 @@ func TestAnAppThatIsNowhereHasAPolicyToo(t *testing.T) {
 		}
 	})
 }
+
+// Each attempt says who calls, once, and the later ones which attempt they are.
+func TestAttemptsAreStampedOnce(t *testing.T) {
+	for name, spec := range map[string]policy.Spec{
+		"retries":             {Retry: &policy.Retry{Max: two()}},
+		"retries and headers": {Retry: &policy.Retry{Max: two()}, Headers: &policy.Headers{Request: policy.Rewrite{Set: map[string]string{"x-a": "b"}}}},
+		"retries and routes":  {Retry: &policy.Retry{Max: two()}, Route: []policy.Destination{{To: "shop"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var got []string
+				m := &mesh{serve: func(_ context.Context, _ string, r *call.Request) (*call.Response, error) {
+					var line []string
+					for _, f := range r.Header {
+						if n := strings.ToLower(f.Name); n != "x-a" {
+							line = append(line, n)
+						}
+					}
+					slices.Sort(line)
+					got = append(got, strings.Join(line, " ")+" "+r.Header.Get("x-envoy-attempt-count"))
+					return status(503)
+				}}
+				k, _ := governed(t, m, spec)
+				k.reg.set(shop, "a")
+				_ = k.Invoke(t.Context(), &call.Request{Target: "shop", Verb: "GET", Header: call.Fields{{Name: "X-Forwarded-For", Value: "client"}}}, &answer{})
+				stamps := "dapr-callee-app-id dapr-caller-app-id dapr-caller-namespace forwarded "
+				want := []string{stamps + "x-forwarded-for x-forwarded-for x-forwarded-host ", stamps + "x-envoy-attempt-count x-forwarded-for x-forwarded-for x-forwarded-host 2",
+					stamps + "x-envoy-attempt-count x-forwarded-for x-forwarded-for x-forwarded-host 3"}
+				if d := cmp.Diff(want, got); d != "" {
+					t.Errorf("headers of the attempts (-want +got):\n%s", d)
+				}
+			})
+		})
+	}
+}

@@ -327,11 +327,10 @@ func TestHeaderRewrite(t *testing.T) {
 
 func TestRetriesAreNumbered(t *testing.T) {
 	c := under(t, call.Service, policy.Spec{Retry: &policy.Retry{}}).Chain()
-	for n, want := range map[int]string{1: "", 2: "2", 3: "3"} {
-		var h call.Fields
-		c.Request(&call.Call{Attempt: n}, &h)
-		if got := h.Get("x-envoy-attempt-count"); got != want {
-			t.Errorf("attempt %d says %q, want %q", n, got, want)
-		}
+	if c.AttemptHeader != "x-envoy-attempt-count" || c.Request != nil {
+		t.Errorf("attempts carry their number in %q; a request is looked at for nothing: %v", c.AttemptHeader, c.Request != nil)
+	}
+	if c := under(t, call.State, policy.Spec{Retry: &policy.Retry{}}).Chain(); c.AttemptHeader != "" {
+		t.Error("a store is told which attempt it sees")
 	}
 }

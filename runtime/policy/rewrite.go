@@ -4,42 +4,28 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 
 	"github.com/mecha-project/mecha/runtime/call"
 )
 
 // rewriting changes the headers of invocations. It acts where requests and answers are: the
-// chain only carries it. A retry's attempt number is a header too.
+// chain only carries it. The number of an attempt is a header too.
 func rewriting(b *builder) (does, field string) {
-	counts := b.r.Retry != nil && b.service()
+	if b.r.Retry != nil && b.service() {
+		b.c.AttemptHeader = attemptHeader
+	}
 	h := b.r.Headers
 	if h == nil {
-		if counts {
-			b.c.Request = numbered
-		}
 		return "", ""
 	}
 	request, response := compileRewrite(&h.Request), compileRewrite(&h.Response)
-	if !h.Request.empty() || counts {
-		b.c.Request = func(c *call.Call, header *call.Fields) {
-			request.apply(header)
-			if counts {
-				numbered(c, header)
-			}
-		}
+	if !h.Request.empty() {
+		b.c.Request = func(_ *call.Call, header *call.Fields) { request.apply(header) }
 	}
 	if !h.Response.empty() {
 		b.c.Answer = func(_ *call.Call, header *call.Fields) { response.apply(header) }
 	}
 	return fmt.Sprintf("%d of the request, %d of the answer", request.size(), response.size()), "headers"
-}
-
-// numbered says which attempt this is.
-func numbered(c *call.Call, header *call.Fields) {
-	if c.Attempt > 1 {
-		header.Set(attemptHeader, strconv.Itoa(c.Attempt))
-	}
 }
 
 // rewrite is compiled: maps have no order, headers do.

@@ -48,6 +48,9 @@ func Postgres(tb testing.TB, settings ...string) *SQL {
 	if err != nil {
 		untested.Skip(tb, "PostgreSQL: %v", err)
 	}
+	if initdb, err = filepath.EvalSymlinks(initdb); err != nil { // its sisters are in its own folder
+		tb.Fatal(err)
+	}
 	s := newSQL(tb, "postgres")
 	pw := filepath.Join(s.dir, "pw")
 	s.write(tb, pw, []byte(SQLPassword))
@@ -60,34 +63,6 @@ func Postgres(tb testing.TB, settings ...string) *SQL {
 		args := []string{"-D", data, "-p", strconv.Itoa(s.Port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off",
 			"-c", "shared_buffers=16MB", "-c", "ssl=on", "-c", "ssl_cert_file=" + s.Cert, "-c", "ssl_key_file=" + filepath.Join(s.dir, "key.pem")}
 		return exec.Command(filepath.Join(filepath.Dir(initdb), "postgres"), append(args, settings...)...)
-	}
-	s.Start(tb)
-	return s
-}
-
-// MariaDB starts MariaDB with user root, SQLPassword and TLS.
-func MariaDB(tb testing.TB, settings ...string) *SQL {
-	tb.Helper()
-	mariadbd, err := program("mariadbd", "/usr/sbin")
-	if err != nil {
-		untested.Skip(tb, "MariaDB: %v", err)
-	}
-	install, err := program("mariadb-install-db")
-	if err != nil {
-		untested.Skip(tb, "MariaDB: %v", err)
-	}
-	s := newSQL(tb, "mysql")
-	data := filepath.Join(s.dir, "data")
-	s.run(tb, exec.Command(install, "--no-defaults", "--datadir="+data, "--auth-root-authentication-method=normal", "--skip-test-db"))
-	quoted := strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(SQLPassword)
-	boot := exec.Command(mariadbd, "--no-defaults", "--datadir="+data, "--bootstrap")
-	boot.Stdin = strings.NewReader("FLUSH PRIVILEGES;\nALTER USER root@localhost IDENTIFIED BY '" + quoted + "';\nFLUSH PRIVILEGES;\n")
-	s.run(tb, boot)
-	s.start = func() *exec.Cmd {
-		args := []string{"--no-defaults", "--datadir=" + data, "--port=" + strconv.Itoa(s.Port), "--bind-address=127.0.0.1",
-			"--socket=" + filepath.Join(s.dir, "s"), "--pid-file=" + filepath.Join(s.dir, "pid"), "--innodb-flush-log-at-trx-commit=2",
-			"--innodb-buffer-pool-size=32M", "--ssl-cert=" + s.Cert, "--ssl-key=" + filepath.Join(s.dir, "key.pem")}
-		return exec.Command(mariadbd, append(args, settings...)...)
 	}
 	s.Start(tb)
 	return s
