@@ -155,7 +155,7 @@ func run(ctx context.Context, o *options) error {
 // build makes the binary to measure the way `make build` does: static, without debug information.
 func build(ctx context.Context, dir string) (string, error) {
 	bin := filepath.Join(dir, "mecha")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "github.com/mecha-project/mecha/cmd/mecha")
+	cmd := exec.CommandContext(ctx, "go", "build", "-tags", "grpcnotrace", "-trimpath", "-ldflags", "-s -w", "-o", bin, "github.com/mecha-project/mecha/cmd/mecha")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build ./cmd/mecha: %w\n%s\nrun from within the repository, or give -mecha", err, out)

@@ -41,7 +41,7 @@ func Binary(tb testing.TB) string {
 			return
 		}
 		binary = filepath.Join(dir, "mecha")
-		cmd := exec.Command("go", "build", "-o", binary, "github.com/mecha-project/mecha/cmd/mecha")
+		cmd := exec.Command("go", "build", "-tags", "grpcnotrace", "-o", binary, "github.com/mecha-project/mecha/cmd/mecha")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			buildErr = fmt.Errorf("go build: %w\n%s", err, out)

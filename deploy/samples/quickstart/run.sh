@@ -15,7 +15,7 @@ done
 mecha=${MECHA_BIN:-$root/bin/mecha}
 if [ ! -x "$mecha" ]; then
 	mecha=$root/bin/mecha
-	(cd "$root" && CGO_ENABLED=0 go build -trimpath -o bin/mecha ./cmd/mecha)
+	(cd "$root" && CGO_ENABLED=0 go build -tags grpcnotrace -trimpath -o bin/mecha ./cmd/mecha)
 fi
 if [ ! checkout/node_modules/.package-lock.json -nt checkout/package-lock.json ]; then
 	echo "installing the JavaScript SDK (once)"
