@@ -58,6 +58,7 @@ func TestFileOfManyValues(t *testing.T) {
 func TestEnv(t *testing.T) {
 	t.Setenv("MECHATEST_ONE", "1")
 	t.Setenv("MECHATEST_TWO", "a=b c")
+	t.Setenv("MECHATEST_", "the prefix alone names no secret")
 	want := map[string]values{"MECHATEST_ONE": {"MECHATEST_ONE": "1"}, "MECHATEST_TWO": {"MECHATEST_TWO": "a=b c"}}
 	for _, prefix := range []string{"", "MECHATEST_"} {
 		t.Run("prefix "+prefix, func(t *testing.T) {

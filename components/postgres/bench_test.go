@@ -24,7 +24,7 @@ func BenchmarkState(b *testing.B) {
 		})
 	}
 	for _, v := range []string{"v1", "v2"} {
-		s := open(b, v, at(port, append(tables(v, "bench_"+v), "cleanupInterval", "0")...)...)
+		s := open(b, v, at(port, append(tables(v, "bench_"+v), "url", "sslmode=disable")...)...)
 		measure(v+"/set", func() error { return s.Set(ctx, block.StateWrite{Key: "app||k", Value: value}) })
 		measure(v+"/get", func() error { _, err := s.Get(ctx, "app||k", block.StateRead{}); return err })
 		var ws []block.StateWrite

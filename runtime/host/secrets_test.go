@@ -175,6 +175,15 @@ func TestSecretsOfTheApp(t *testing.T) {
 	if v, err := early.Secret(&settings.Component{SecretStore: "vault"}, &settings.SecretRef{Name: "db", Key: "user"}); err != nil || v != "me" {
 		t.Fatalf("before the start: %q, %v", v, err)
 	}
+	// Each place is read once, and the namespace belongs to the place.
+	for _, namespace := range []string{"", "prod", "prod"} {
+		if _, err := early.Secret(&settings.Component{Resource: settings.Resource{Namespace: namespace}, SecretStore: "vault"}, &settings.SecretRef{Name: "db", Key: "user"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := strings.Join(k.all(), ", "); got != "open vault with , ping vault, read db of vault map[], read db of vault map[namespace:prod]" {
+		t.Errorf("before the start: %s", got)
+	}
 	k.start()
 	k.ready(t)
 	s := k.edges.services.Secret

@@ -41,6 +41,11 @@ var budgets = []budget{
 	{"state/embedded/http-get", 1 << 10, 32, 20, 12, perRequest, "state get on Redis; daprd 48"},
 	{"state/embedded/http-set", 1 << 10, 32, 20, 12, perRequest, "as the get"},
 
+	{"state/redis/grpc-get", 1 << 10, 32, 25, 15, perRequest, "daprd 48"},
+	{"state/redis/grpc-set", 1 << 10, 32, 25, 15, perRequest, "as the get"},
+	{"state/redis/http-get", 1 << 10, 32, 20, 12, perRequest, "daprd 48"},
+	{"state/redis/http-set", 1 << 10, 32, 20, 12, perRequest, "as the get"},
+
 	{"pubsub/memory/publish", 1 << 10, 32, 25, 15, perRequest, "publish on Redis Streams; daprd 66"},
 	{"pubsub/memory/deliver", 1 << 10, 32, 50, 30, perRequest, "daprd 209"},
 	{"pubsub/embedded/publish", 1 << 10, 32, 25, 15, perRequest, "publish on Redis Streams; daprd 66"},

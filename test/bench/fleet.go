@@ -245,7 +245,15 @@ func (f *fleet) launch(spec sidecarSpec) (*sidecar, error) {
 	args := []string{"sidecar", "--app-id", spec.name, "--dapr-http-port", ports[0], "--dapr-grpc-port", ports[1], "--metrics-port", ports[2],
 		"--config", config, "--data-dir", f.dataDir(spec.name)}
 	if spec.resource != "" {
-		if err := os.WriteFile(filepath.Join(files, "all.yaml"), []byte(spec.resource), 0o644); err != nil {
+		resource := spec.resource
+		if strings.Contains(resource, redisAddr) {
+			addr, err := f.redisServer()
+			if err != nil {
+				return nil, err
+			}
+			resource = strings.ReplaceAll(resource, redisAddr, addr)
+		}
+		if err := os.WriteFile(filepath.Join(files, "all.yaml"), []byte(resource), 0o644); err != nil {
 			return nil, err
 		}
 		args = append(args, "--resources-path", files)
@@ -270,6 +278,25 @@ func (f *fleet) launch(spec sidecarSpec) (*sidecar, error) {
 	cmd.Env = append(os.Environ(), "MECHA_RUNTIME_DIR="+run, "HOME="+run)
 	s.process, err = f.start(spec.name, cmd)
 	return s, err
+}
+
+// redisServer starts a redis-server, which keeps nothing, and gives its address.
+func (f *fleet) redisServer() (string, error) {
+	ports, err := freePorts(1)
+	if err != nil {
+		return "", err
+	}
+	p, err := f.start("redis", exec.Command("redis-server", "--port", ports[0], "--bind", "127.0.0.1", "--save", "", "--dir", f.dir))
+	if err != nil {
+		return "", fmt.Errorf("the rows on Redis need redis-server (Debian package redis-server); leave them out with -rows: %w", err)
+	}
+	for end := time.Now().Add(readyPatience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if c, err := net.Dial("tcp", local(ports[0])); err == nil {
+			c.Close()
+			return local(ports[0]), nil
+		}
+	}
+	return "", p.failure("does not answer", errors.New("no connection"))
 }
 
 func local(port string) string { return net.JoinHostPort("127.0.0.1", port) }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 
 	commonpb "github.com/dapr/dapr/pkg/proto/common/v1"
 	runtimepb "github.com/dapr/dapr/pkg/proto/runtime/v1"
@@ -90,6 +91,7 @@ func allRows() []row {
 	rows = append(rows, stateRows("memory", "state.in-memory")...)
 	rows = append(rows, stateRows(statePolicy, "state.in-memory")[2:]...) // HTTP is enough to see what policy costs
 	rows = append(rows, stateRows("embedded", "state.embedded")...)
+	rows = append(rows, stateRows(stateRedis, "state.redis")...)
 	rows = append(rows, pubsubRows("memory", "pubsub.in-memory")...)
 	return append(rows, pubsubRows("embedded", "pubsub.embedded")...)
 }
@@ -149,8 +151,17 @@ const daprMethod = "/dapr.proto.runtime.v1.Dapr/"
 // statePolicy is memory under a policy.
 const statePolicy = "memory-policy"
 
+// stateRedis is a store on a redis-server that the fleet starts. redisAddr stands for its address.
+const (
+	stateRedis = "redis"
+	redisAddr  = "REDIS-ADDRESS"
+)
+
 func stateRows(name, kind string) []row {
 	resource := fmt.Sprintf(component, "store", kind)
+	if name == stateRedis {
+		resource = strings.Replace(resource, "metadata: []", "metadata: [{name: redisHost, value: \""+redisAddr+"\"}]", 1)
+	}
 	plain := func(string) string { return "" }
 	if name == statePolicy {
 		resource += fmt.Sprintf(fullPolicy, "state", "store")

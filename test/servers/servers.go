@@ -36,7 +36,8 @@ func Start(tb testing.TB, cmd *exec.Cmd, ready func() error) *Process {
 	if attr == nil {
 		attr = &syscall.SysProcAttr{}
 	}
-	attr.Setpgid = true // so that helpers of the server end with it
+	attr.Setpgid = true              // so that helpers of the server end with it
+	attr.Pdeathsig = syscall.SIGKILL // a test that is killed leaves no server behind
 	cmd.SysProcAttr = attr
 	if err := cmd.Start(); err != nil {
 		tb.Fatalf("start %s: %v", cmd.Path, err)

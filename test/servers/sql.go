@@ -137,7 +137,7 @@ func (s *SQL) Kill() {
 	}
 	for _, pid := range helpers { // their memory must be free before the next start
 		for range 500 {
-			if syscall.Kill(pid, 0) != nil {
+			if !lives(pid) {
 				break
 			}
 			time.Sleep(10 * time.Millisecond)
@@ -159,6 +159,17 @@ func (s *SQL) Thaw() {
 		_ = syscall.Kill(pid, syscall.SIGCONT)
 	}
 	s.proc.Thaw()
+}
+
+// lives tells whether a process holds anything: one that ended and that nobody has asked after
+// does not.
+func lives(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	state := strings.TrimSpace(string(text)[strings.LastIndexByte(string(text), ')')+1:])
+	return !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X")
 }
 
 // helpers are the processes the server started. PostgreSQL's leave its process group.
