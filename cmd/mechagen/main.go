@@ -42,7 +42,7 @@ func components(all []block.Backend) string {
 		parts := append([]block.Part(nil), be.Parts...)
 		sort.Slice(parts, func(i, j int) bool { return parts[i].Type() < parts[j].Type() })
 		for _, p := range parts {
-			fmt.Fprintf(&b, "\n### `%s`\n\n%s\n", p.Type(), sentence(p.Doc))
+			fmt.Fprintf(&b, "\n### `%s`%s\n\n%s\n", p.Type(), versions(&p), sentence(p.Doc))
 			if len(p.Aliases) > 0 {
 				fmt.Fprintf(&b, "Also: `%s`.\n", strings.Join(p.Aliases, "`, `"))
 			}
@@ -88,4 +88,12 @@ func table(fields []conf.FieldDoc) string {
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", name, typ, def)
 	}
 	return b.String()
+}
+
+// versions names the only versions a part serves.
+func versions(p *block.Part) string {
+	if !p.Only {
+		return ""
+	}
+	return " version " + strings.Join(p.Versions, ", ")
 }

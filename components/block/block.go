@@ -67,6 +67,9 @@ type Part struct {
 	Aliases []string
 	// Versions lists accepted spec.version values beyond "", "v0" and "v1".
 	Versions []string
+	// Only says that the part serves Versions and no others: another part of the type serves the
+	// rest.
+	Only bool
 	// Doc is one line for the reference page.
 	Doc string
 	// Config returns a new configuration holding the defaults: a pointer to a struct whose
@@ -99,6 +102,11 @@ func Alias(names ...string) Option {
 // Version accepts further spec.version values for the part.
 func Version(versions ...string) Option {
 	return func(p *Part) { p.Versions = append(p.Versions, versions...) }
+}
+
+// Only makes the part serve these spec.version values and no others.
+func Only(versions ...string) Option {
+	return func(p *Part) { p.Versions, p.Only = versions, true }
 }
 
 func newPart[C any, B Component](kind Kind, name, doc string, defaults func() *C, open func(Env, *C) (B, error), opts []Option) Part {
@@ -156,21 +164,32 @@ func RegistryPart[C any](name, doc string, defaults func() *C, open func(Env, *C
 	return newPart(KindRegistry, name, doc, defaults, open, opts)
 }
 
-// Set is the list of backends linked into a binary, looked up by component type.
-type Set struct{ parts map[string]Part }
+// Set is the list of backends linked into a binary, looked up by component type and version.
+type Set struct {
+	parts map[string]Part // by type
+	only  map[string]Part // parts for some versions of a type, by "type/version"
+}
 
 // NewSet indexes backends. Two parts claiming one type are an error naming both.
 func NewSet(backends ...Backend) (*Set, error) {
-	s := &Set{parts: map[string]Part{}}
+	s := &Set{parts: map[string]Part{}, only: map[string]Part{}}
 	owner := map[string]string{}
 	for _, b := range backends {
 		for _, p := range b.Parts {
 			for _, name := range append([]string{p.Name}, p.Aliases...) {
-				typ := string(p.Kind) + "." + name
-				if other, dup := owner[typ]; dup {
-					return nil, fmt.Errorf("component type %s is claimed by backends %s and %s", typ, other, b.Name)
+				into, keys := s.parts, []string{string(p.Kind) + "." + name}
+				if p.Only {
+					into, keys = s.only, nil
+					for _, v := range p.Versions {
+						keys = append(keys, string(p.Kind)+"."+name+"/"+v)
+					}
 				}
-				owner[typ], s.parts[typ] = b.Name, p
+				for _, key := range keys {
+					if other, dup := owner[key]; dup {
+						return nil, fmt.Errorf("component type %s is claimed by backends %s and %s", key, other, b.Name)
+					}
+					owner[key], into[key] = b.Name, p
+				}
 			}
 		}
 	}
@@ -179,6 +198,9 @@ func NewSet(backends ...Backend) (*Set, error) {
 
 // Find returns the part serving typ ("state.redis") in the given spec.version.
 func (s *Set) Find(typ, version string) (Part, bool) {
+	if p, ok := s.only[typ+"/"+version]; ok {
+		return p, true
+	}
 	p, ok := s.parts[typ]
 	if !ok {
 		return Part{}, false

@@ -163,7 +163,7 @@ func TestBadVersionsChangeNothing(t *testing.T) {
 		if err := s.Ping(t.Context()); err != nil {
 			t.Errorf("%s: Ping: %v", w.name, err)
 		}
-		os.Remove(path) // a folder cannot be overwritten
+		os.Remove(path)                         // a folder cannot be overwritten
 		replace(t, path, good+"# "+w.name+"\n") // with the same values: nothing to tell
 		waitFor(t, w.name+": the file to be read again", func() bool { return log.count("loaded again") == i+1 })
 	}

@@ -61,7 +61,9 @@ func TestServerConfiguration(t *testing.T) {
 	url := startServer(t).ClientURL()
 	blocktest.Configuration(t, func(t *testing.T) blocktest.ConfigurationPlace {
 		via := newGate(t, strings.TrimPrefix(url, "nats://"))
-		p := placeOf(t, func() *nats.Configuration { return serverConfiguration(t, "nats://"+via.l.Addr().String(), "configstore") },
+		p := placeOf(t, func() *nats.Configuration {
+			return serverConfiguration(t, "nats://"+via.l.Addr().String(), "configstore")
+		},
 			serverConfiguration(t, url, "configstore"))
 		p.Interrupt = func(meanwhile func()) {
 			via.set(false)

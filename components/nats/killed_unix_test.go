@@ -25,7 +25,6 @@ func TestEmbeddedConfiguration(t *testing.T) {
 	})
 }
 
-
 // Locks and their numbers outlive the node: also the number of a lock that is gone, for what it
 // guards may still hear of it.
 func TestKilledNodeKeepsLocks(t *testing.T) {

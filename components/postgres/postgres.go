@@ -13,10 +13,10 @@ const (
 	docV2 = "State in PostgreSQL, with the tables of Dapr's version v2: values as bytes, etags are UUIDs."
 )
 
-// Backend lists the parts: the state store of version v1, which is also meant when a Component
-// has no version.
+// Backend lists the parts. Of the two state stores version v1 is meant when a Component has no
+// version, as in Dapr.
 func Backend() block.Backend {
-	return block.Backend{Name: "postgres", Doc: doc, Parts: []block.Part{PartV1()}}
+	return block.Backend{Name: "postgres", Doc: doc, Parts: []block.Part{PartV1(), PartV2()}}
 }
 
 // PartV1 is the store with values as jsonb.
@@ -24,8 +24,8 @@ func PartV1() block.Part {
 	return block.StatePart("postgresql", docV1, DefaultStateV1Config, NewStateV1, block.Alias("postgres"))
 }
 
-// PartV2 is the store with values as bytes. It is the same component type as PartV1, told
-// apart by spec.version, so it is not in Backend before the set of backends can do that.
+// PartV2 is the store with values as bytes: the same component type as PartV1, told apart by
+// spec.version.
 func PartV2() block.Part {
-	return block.StatePart("postgresql", docV2, DefaultStateV2Config, NewStateV2, block.Alias("postgres"), block.Version("v2"))
+	return block.StatePart("postgresql", docV2, DefaultStateV2Config, NewStateV2, block.Alias("postgres"), block.Only("v2"))
 }

@@ -23,7 +23,7 @@ func (s *state) GetMany(ctx context.Context, keys []string, _ block.StateRead) (
 	for i, k := range keys {
 		cmds[i] = s.reading(k)
 	}
-	if err := s.run(ctx, op, readItem, cmds...); err != nil {
+	if err := s.conn.run(ctx, op, readItem, cmds...); err != nil {
 		return nil, err
 	}
 	items := make([]block.StateItem, len(keys))
@@ -99,7 +99,7 @@ func (s *state) perform(ctx context.Context, op fault.Op, cmds []*command, keys 
 	if strong {
 		return s.conn.confirm(ctx, op, cmds, keys)
 	}
-	return s.run(ctx, op, writeItems, cmds...)
+	return s.conn.run(ctx, op, writeItems, cmds...)
 }
 
 func repeats(keys []string) bool {

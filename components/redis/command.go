@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync/atomic"
+	"time"
 
 	goredis "github.com/redis/go-redis/v9"
 )
@@ -21,6 +22,12 @@ type command struct {
 	repeat bool // whether the user lets the library repeat it
 
 	confirmed, copies int // of a strong write: replicas that have it, replicas there are
+
+	size    int           // of its arguments, about
+	shared  bool          // it travels with those of other callers
+	done    chan struct{} // of a shared one: gets a signal when it is settled
+	until   time.Time     // of a shared one: its caller's deadline, if bounded
+	bounded bool
 }
 
 // How far a command got.
@@ -41,9 +48,20 @@ type mark struct {
 // MarshalBinary is called when the command is written.
 func (m mark) MarshalBinary() ([]byte, error) {
 	if !m.cmd.reach.CompareAndSwap(waiting, written) && m.cmd.reach.Load() == abandoned {
+		if m.cmd.shared {
+			return []byte(harmless(m.cmd.args[0] == "eval")), nil // an error would fail the others too
+		}
 		return nil, errAbandoned
 	}
 	return []byte(m.text), nil
+}
+
+// harmless is put in place of a script that is not to run any more.
+func harmless(text bool) string {
+	if text {
+		return "return 0"
+	}
+	return "0000000000000000000000000000000000000000" // the digest of nothing
 }
 
 // String is the argument, by which a cluster's client finds the key's server.
@@ -55,6 +73,14 @@ func newCommand(repeat bool, key int8, name, arg string, more ...any) *command {
 	c := &command{repeat: repeat, args: make([]any, 2, 2+len(more))}
 	c.args[0], c.args[1] = name, mark{c, arg}
 	c.args = append(c.args, more...)
+	for _, a := range more {
+		switch a := a.(type) {
+		case string:
+			c.size += len(a)
+		case []byte:
+			c.size += len(a)
+		}
+	}
 	c.Cmd = goredis.NewCmd(context.Background(), c.args...) // the context is that of the exchange
 	c.SetFirstKeyPos(key)
 	return c

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -23,9 +24,12 @@ type conn struct {
 
 	mu     sync.Mutex
 	client goredis.UniversalClient // guarded by mu; nil until first use
-	calls  int                     // guarded by mu; exchanges under way, abandoned ones too
+	calls  int                     // guarded by mu; exchanges and lanes under way, abandoned ones too
+	queue  queue                   // commands that share exchanges
 	closed bool                    // guarded by mu
 	idle   chan struct{}           // guarded by mu; closed when closed and calls is 0
+
+	large atomic.Int64 // when an answer was last large, in nanoseconds
 }
 
 // quiet silences the client library: it prints what its calls return anyway, to standard error.
@@ -104,13 +108,21 @@ func (n *conn) dial() goredis.UniversalClient {
 func (n *conn) begin(op fault.Op) (goredis.UniversalClient, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	client, err := n.ready(op)
+	if err == nil {
+		n.calls++
+	}
+	return client, err
+}
+
+// ready is the client, unless the component is closed; mu is held.
+func (n *conn) ready(op fault.Op) (goredis.UniversalClient, error) {
 	if n.closed {
 		return nil, fault.New(op, fault.Unavailable, "%s: the component is closed", n.where()).WithSent(fault.SentNever)
 	}
 	if n.client == nil {
 		n.client = n.dial()
 	}
-	n.calls++
 	return n.client, nil
 }
 

@@ -1,8 +1,14 @@
 package redis
 
 import (
+	"context"
 	"crypto/sha1"
 	"encoding/hex"
+	"errors"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/mecha-project/mecha/components/fault"
 )
 
 // script is a text the server runs, known to it by its digest once it has seen it.
@@ -11,6 +17,47 @@ type script struct{ text, digest string }
 func newScript(text string) *script {
 	sum := sha1.Sum([]byte(text))
 	return &script{text: text, digest: hex.EncodeToString(sum[:])}
+}
+
+// run performs commands of one script, which the server knows by its digest; where it does not,
+// the text is sent.
+func (n *conn) run(ctx context.Context, op fault.Op, sc *script, cmds ...*command) error {
+	if err := n.send(ctx, op, cmds); err != nil {
+		return err
+	}
+	var unknown []*command
+	for _, c := range cmds {
+		if goredis.HasErrorPrefix(c.Err(), "NOSCRIPT") {
+			c.inFull(sc.text)
+			unknown = append(unknown, c)
+		}
+	}
+	if unknown == nil {
+		return nil
+	}
+	err := n.send(ctx, op, unknown)
+	if e, ok := errors.AsType[*fault.Error](err); ok && len(unknown) < len(cmds) {
+		return e.WithSent(fault.SentMaybe) // it speaks for the others too, which were carried out
+	}
+	return err
+}
+
+// send performs commands in one go.
+func (n *conn) send(ctx context.Context, op fault.Op, cmds []*command) error {
+	if len(cmds) == 1 && n.sharable(cmds[0]) {
+		return n.share(ctx, op, cmds[0])
+	}
+	return n.exchange(ctx, op, cmds, func(ctx context.Context, client goredis.UniversalClient) {
+		if len(cmds) == 1 {
+			_ = client.Process(ctx, cmds[0])
+			return
+		}
+		p := client.Pipeline()
+		for _, c := range cmds {
+			_ = p.Process(ctx, c)
+		}
+		_, _ = p.Exec(ctx)
+	})
 }
 
 // readItem reads value, version and time to live at one moment. A string is the value of a very

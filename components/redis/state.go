@@ -2,12 +2,9 @@ package redis
 
 import (
 	"context"
-	"errors"
 	"strconv"
 	"strings"
 	"time"
-
-	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/fault"
@@ -39,13 +36,15 @@ func (s *state) Close(ctx context.Context) error { return s.conn.close(ctx, "red
 func (s *state) Get(ctx context.Context, key string, _ block.StateRead) (block.StateItem, error) {
 	const op fault.Op = "redis.state.Get"
 	cmd := s.reading(key)
-	if err := s.run(ctx, op, readItem, cmd); err != nil {
+	if err := s.conn.run(ctx, op, readItem, cmd); err != nil {
 		return block.StateItem{}, err
 	}
 	if err := s.conn.failure(ctx, op, cmd); err != nil {
 		return block.StateItem{}, err
 	}
-	return item(op, key, cmd)
+	it, err := item(op, key, cmd)
+	s.conn.replied(len(it.Value))
+	return it, err
 }
 
 // Set writes one key.
@@ -76,7 +75,7 @@ func (s *state) apply(ctx context.Context, op fault.Op, ops []block.StateOp) err
 		cmd.inFull(writeItems.text)
 		err = s.conn.confirm(ctx, op, []*command{cmd}, []string{ops[0].Key})
 	} else {
-		err = s.run(ctx, op, writeItems, cmd)
+		err = s.conn.run(ctx, op, writeItems, cmd)
 	}
 	if err != nil {
 		return err
@@ -107,44 +106,6 @@ func mismatch(op fault.Op, o *block.StateOp) error {
 		return fault.New(op, fault.Conflict, "key %q does not have etag %q; read it again", o.Key, o.ETag)
 	}
 	return fault.New(op, fault.Conflict, "key %q exists already and the request is a first write", o.Key)
-}
-
-// run performs commands of one script, which the server knows by its digest; where it does not,
-// the text is sent.
-func (s *state) run(ctx context.Context, op fault.Op, sc *script, cmds ...*command) error {
-	if err := s.send(ctx, op, cmds); err != nil {
-		return err
-	}
-	var unknown []*command
-	for _, c := range cmds {
-		if goredis.HasErrorPrefix(c.Err(), "NOSCRIPT") {
-			c.inFull(sc.text)
-			unknown = append(unknown, c)
-		}
-	}
-	if unknown == nil {
-		return nil
-	}
-	err := s.send(ctx, op, unknown)
-	if e, ok := errors.AsType[*fault.Error](err); ok && len(unknown) < len(cmds) {
-		return e.WithSent(fault.SentMaybe) // it speaks for the others too, which were carried out
-	}
-	return err
-}
-
-// send performs commands in one go.
-func (s *state) send(ctx context.Context, op fault.Op, cmds []*command) error {
-	return s.conn.exchange(ctx, op, cmds, func(ctx context.Context, client goredis.UniversalClient) {
-		if len(cmds) == 1 {
-			_ = client.Process(ctx, cmds[0])
-			return
-		}
-		p := client.Pipeline()
-		for _, c := range cmds {
-			_ = p.Process(ctx, c)
-		}
-		_, _ = p.Exec(ctx)
-	})
 }
 
 func (s *state) reading(key string) *command {

@@ -13,6 +13,7 @@ import (
 	"sort"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/fault"
@@ -51,6 +52,7 @@ type Handle[T any] struct {
 	Target *call.Target
 
 	component T
+	inside    atomic.Int64 // attempts that use the component
 	// away marks a handle that has no component of its own: policy names where its calls go.
 	away  bool
 	store *Store[T] // where policy's destinations are looked up
@@ -147,6 +149,35 @@ func (s *Store[T]) change(f func(map[string]*Handle[T])) {
 	}
 	f(next)
 	s.items.Store(&next)
+}
+
+// Retired is a component that no call can reach any more, while some may still be inside.
+type Retired struct {
+	inside func() int64
+	close  func(ctx context.Context) error
+}
+
+// Close closes the component when the last call has left it, or when ctx ends.
+func (r *Retired) Close(ctx context.Context) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for r.inside() > 0 {
+		select {
+		case <-tick.C:
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	return r.close(context.WithoutCancel(ctx))
+}
+
+// retire makes a handle that was replaced or removed ready to be closed; nil for none.
+func (h *Handle[T]) retire() *Retired {
+	if h == nil || h.away {
+		return nil
+	}
+	return &Retired{inside: h.inside.Load, close: h.close}
 }
 
 // close closes the component, if the handle has one.

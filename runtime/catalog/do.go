@@ -50,6 +50,31 @@ func anyDestination(c *call.Chain) string {
 	return ""
 }
 
+// enter is the handle that an attempt uses, counted as in use until the attempt is over. A
+// component that was replaced since its handle was looked up is not entered, but the one in its
+// place: whoever closes it has waited for those inside, not for those on their way.
+func (h *Handle[T]) enter(to string) (*Handle[T], error) {
+	for {
+		dest, err := h.at(to)
+		if err != nil {
+			return nil, err
+		}
+		dest.inside.Add(1)
+		if dest.store == nil {
+			return dest, nil
+		}
+		now, ok := (*dest.store.items.Load())[dest.Name]
+		if now == dest {
+			return dest, nil
+		}
+		dest.inside.Add(-1)
+		if !ok || now.away {
+			return nil, fault.New("catalog.Do", fault.NotFound, "component %q has been removed", dest.Name).With(fault.NoSuchComponent).WithSent(fault.SentNever)
+		}
+		h, to = now, ""
+	}
+}
+
 // Do runs fn on the component as one call under its policy: fn is called once per attempt,
 // with the component that policy chose for it. shadow, which may be nil, makes a copy of the
 // operation for a mirror: it is called only if there is one and fn has succeeded, and what it
@@ -76,10 +101,11 @@ func attempt[T, R any](ctx context.Context, h *Handle[T], to string, fn func(con
 			err = call.Panicked(p)
 		}
 	}()
-	dest, err := h.at(to)
+	dest, err := h.enter(to)
 	if err != nil {
 		return out, err
 	}
+	defer dest.inside.Add(-1)
 	return fn(ctx, dest.component)
 }
 
@@ -151,10 +177,11 @@ func readOnce[T, A, R any](ctx context.Context, h *Handle[T], to string, arg A, 
 			err = call.Panicked(p)
 		}
 	}()
-	dest, err := h.at(to)
+	dest, err := h.enter(to)
 	if err != nil {
 		return out, err
 	}
+	defer dest.inside.Add(-1)
 	return fn(ctx, dest.component, arg)
 }
 

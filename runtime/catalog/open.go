@@ -67,7 +67,7 @@ type Opened struct {
 	Spec      Spec
 	Info      Info
 	Component block.Component
-	put       func()
+	put       func() *Retired
 }
 
 // Open builds a component without any I/O. The error's text names what is wrong in the
@@ -116,36 +116,32 @@ func (c *Catalog) unknownType(s *Spec, kind string) error {
 	return fmt.Errorf("%w; this version has %s", err, strings.Join(have, ", "))
 }
 
-// place prepares the handle; calling the result publishes it.
-func (c *Catalog) place(info Info, comp block.Component) func() {
+// place prepares the handle; calling the result publishes it and gives what it replaces.
+func (c *Catalog) place(info Info, comp block.Component) func() *Retired {
 	// By what was declared, not by what it can do: one type may serve several blocks.
 	switch kind, _, _ := strings.Cut(info.Type, "."); block.Kind(kind) {
 	case block.KindState:
 		if b, ok := comp.(block.State); ok {
-			return func() {
-				c.State.Put(NewHandle(info, b, c.target(call.State, info.Name)))
-			}
+			return func() *Retired { return c.State.Put(NewHandle(info, b, c.target(call.State, info.Name))).retire() }
 		}
 	case block.KindPubSub:
 		if b, ok := comp.(block.PubSub); ok {
-			return func() {
-				c.PubSub.Put(NewHandle(info, b, c.target(call.Publish, info.Name)))
-			}
+			return func() *Retired { return c.PubSub.Put(NewHandle(info, b, c.target(call.Publish, info.Name))).retire() }
 		}
 	case block.KindSecret:
 		if b, ok := comp.(block.Secret); ok {
-			return func() { c.Secret.Put(NewHandle(info, b, c.target(call.Secret, info.Name))) }
+			return func() *Retired { return c.Secret.Put(NewHandle(info, b, c.target(call.Secret, info.Name))).retire() }
 		}
 	case block.KindLock:
 		if b, ok := comp.(block.Lock); ok {
-			return func() { c.Lock.Put(NewHandle(info, b, c.target(call.Lock, info.Name))) }
+			return func() *Retired { return c.Lock.Put(NewHandle(info, b, c.target(call.Lock, info.Name))).retire() }
 		}
 	case block.KindConfig:
 		if b, ok := comp.(block.Configuration); ok {
-			return func() { c.Config.Put(NewHandle(info, b, c.target(call.Config, info.Name))) }
+			return func() *Retired { return c.Config.Put(NewHandle(info, b, c.target(call.Config, info.Name))).retire() }
 		}
 	}
-	return func() {}
+	return func() *Retired { return nil }
 }
 
 func (c *Catalog) target(kind call.Kind, name string) *call.Target {
@@ -154,8 +150,9 @@ func (c *Catalog) target(kind call.Kind, name string) *call.Target {
 	return t
 }
 
-// Publish makes an opened component available to callers.
-func (c *Catalog) Publish(o *Opened) { o.put() }
+// Publish makes an opened component available to callers. Of the one that it replaces, if any,
+// calls in progress may still make use: the caller closes it.
+func (c *Catalog) Publish(o *Opened) *Retired { return o.put() }
 
 // Init waits until the component's server answers, at most InitTimeout.
 func (c *Catalog) Init(ctx context.Context, o *Opened) error {
@@ -175,23 +172,29 @@ func (c *Catalog) Init(ctx context.Context, o *Opened) error {
 	return initFailure(&o.Spec, err)
 }
 
-// Withdraw takes a component away from callers and closes it.
+// Withdraw takes a component away from callers and closes it when calls in progress have left it,
+// or when ctx ends.
 func (c *Catalog) Withdraw(ctx context.Context, name string) {
-	if h := c.State.Remove(name); h != nil {
-		h.close(ctx)
+	for _, r := range c.Remove(name) {
+		_ = r.Close(ctx)
 	}
-	if h := c.PubSub.Remove(name); h != nil {
-		h.close(ctx)
+}
+
+// Remove takes a component away from callers, in every block that has one of the name. The caller
+// closes what it gets.
+func (c *Catalog) Remove(name string) (out []*Retired) {
+	for _, r := range []*Retired{
+		c.State.Remove(name).retire(),
+		c.PubSub.Remove(name).retire(),
+		c.Secret.Remove(name).retire(),
+		c.Lock.Remove(name).retire(),
+		c.Config.Remove(name).retire(),
+	} {
+		if r != nil {
+			out = append(out, r)
+		}
 	}
-	if h := c.Secret.Remove(name); h != nil {
-		h.close(ctx)
-	}
-	if h := c.Lock.Remove(name); h != nil {
-		h.close(ctx)
-	}
-	if h := c.Config.Remove(name); h != nil {
-		h.close(ctx)
-	}
+	return out
 }
 
 // Infos lists the published components, sorted by block and name.

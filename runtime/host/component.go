@@ -37,6 +37,35 @@ func (l *loader) load(ctx context.Context, spec catalog.Spec, complete func(cont
 	return err
 }
 
+// replace opens a component, and only when its server answers puts it in the place of one with its
+// name, which it returns; nil when there was none. Nothing is published on an error.
+func (l *loader) replace(ctx context.Context, spec catalog.Spec, complete func(context.Context) ([]conf.Item, error)) (*catalog.Retired, error) {
+	fail := func(reason string, err error) (*catalog.Retired, error) {
+		l.metrics.ComponentInitFail(spec.Type, reason, spec.Name)
+		return nil, fmt.Errorf("process component %s error: %w", spec.Name, err)
+	}
+	var err error
+	if spec.Items, err = complete(ctx); err != nil {
+		return fail("init", catalog.InitFailure(&spec, err))
+	}
+	opened, err := l.catalog.Open(spec)
+	if err != nil {
+		return fail("creation", err)
+	}
+	l.metrics.ComponentInit(spec.Type)
+	if err = checkComponent(opened); err == nil {
+		err = l.catalog.Init(ctx, opened)
+	}
+	if err != nil {
+		_ = opened.Component.Close(ctx) // nobody has met it
+		return fail("init", err)
+	}
+	retired := l.catalog.Publish(opened)
+	l.metrics.ComponentLoaded()
+	l.log.Info("Component loaded: " + spec.LogName())
+	return retired, nil
+}
+
 // open does it; reason is the stage that failed, as metrics name it.
 func (l *loader) open(ctx context.Context, spec *catalog.Spec, complete func(context.Context) ([]conf.Item, error)) (reason string, err error) {
 	if complete != nil {

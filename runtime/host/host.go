@@ -130,6 +130,7 @@ type Sidecar struct {
 	s         *settings.Settings
 	log       *slog.Logger
 	self      identity.Self
+	now       atomic.Pointer[settings.Resources] // as last read and put in force
 	about     *about.Sidecar
 	secrets   *Secrets
 	catalog   *catalog.Catalog // of secrets, and of all other components
@@ -158,6 +159,7 @@ func Run(ctx context.Context, o Options) error {
 		h.secrets = NewSecrets(SecretsOptions{Settings: o.Settings, Config: o.Config, Resources: o.Resources, Backends: o.Backends, Log: o.Log, Metrics: o.Metrics})
 	}
 	h.catalog = h.secrets.load.catalog
+	h.now.Store(o.Resources)
 	h.about = about.New(h.s.AppID, "runtime")
 	h.about.Describe(h.describe)
 	began := time.Now()
@@ -307,7 +309,7 @@ func (h *Sidecar) buildServices(ctx context.Context, l Listeners) error {
 		Config: config.New(h.catalog.Config, h.self, config.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.configuration"),
 			Recorder: h.o.Metrics, App: h.app, Inbound: inbound(call.Config)}),
 		App: h.app, About: h.about, Listeners: l}
-	return h.declareSubscriptions()
+	return h.declareSubscriptions(h.o.Resources)
 }
 
 // settle brings the rest up behind the serving APIs: components, then the app.
@@ -316,7 +318,7 @@ func (h *Sidecar) settle(ctx context.Context, began time.Time) error {
 		return err
 	}
 	h.placeAway()
-	h.watching.Go(func() { h.watchPolicy(ctx) })
+	h.watching.Go(func() { h.watchResources(ctx) })
 	h.about.SetOutbound(true)
 	if err := h.findApp(ctx); err != nil {
 		return nil // ctx ended while waiting

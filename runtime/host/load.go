@@ -94,8 +94,9 @@ func checkComponent(o *catalog.Opened) error {
 
 // namespaced tells whether a pub/sub component's topics carry the namespace.
 func (h *Sidecar) namespaced(component string) bool {
-	for i := range h.o.Resources.Components {
-		if c := &h.o.Resources.Components[i]; c.Name == component {
+	now := h.now.Load()
+	for i := range now.Components {
+		if c := &now.Components[i]; c.Name == component {
 			return c.NamespaceScoped()
 		}
 	}
@@ -246,11 +247,11 @@ func clientTLS(e *settings.HTTPEndpoint, x settings.Expansion) (*tls.Config, err
 var errNoPEM = errors.New("no certificate in PEM form; give the text of the .pem file")
 
 // declareSubscriptions hands the Subscription resources to the messaging service.
-func (h *Sidecar) declareSubscriptions() error {
+func (h *Sidecar) declareSubscriptions(now *settings.Resources) error {
 	h.log.Info("Loading Declarative Subscriptions…")
 	var subs []pubsub.Subscription
-	for i := range h.o.Resources.Subscriptions {
-		r := &h.o.Resources.Subscriptions[i]
+	for i := range now.Subscriptions {
+		r := &now.Subscriptions[i]
 		h.log.Info("Found Subscription: " + r.Name)
 		sub := pubsub.Subscription{PubSub: r.PubSub, Topic: r.Topic, DeadLetterTopic: r.DeadLetterTopic, Metadata: r.Metadata,
 			Bulk: pubsub.BulkSubscribe{Enabled: r.Bulk.Enabled, MaxMessages: r.Bulk.MaxMessagesCount, MaxAwait: time.Duration(r.Bulk.MaxAwaitDurationMs) * time.Millisecond}}

@@ -76,11 +76,11 @@ func (h *Sidecar) loaded(list []settings.Resiliency) {
 
 // compilePolicy makes a snapshot of resources and the configuration.
 func (h *Sidecar) compilePolicy(r *settings.Resources) *file.Compiled {
-	return file.Compile(file.Source{Policies: r.Policies, Resiliencies: r.Resiliencies, Access: h.o.Config.AccessControl, Components: h.componentNames()})
+	return file.Compile(file.Source{Policies: r.Policies, Resiliencies: r.Resiliencies, Access: h.o.Config.AccessControl, Components: h.componentNames(r)})
 }
 
 // componentNames are the names of components that this sidecar is to have, by kind of call.
-func (h *Sidecar) componentNames() map[call.Kind][]string {
+func (h *Sidecar) componentNames(r *settings.Resources) map[call.Kind][]string {
 	names := map[call.Kind][]string{call.State: {}, call.Publish: {}, call.Secret: {}, call.Lock: {}, call.Config: {}}
 	add := func(typ, name string) {
 		switch category, _, _ := strings.Cut(typ, "."); block.Kind(category) {
@@ -96,8 +96,8 @@ func (h *Sidecar) componentNames() map[call.Kind][]string {
 			names[call.Config] = append(names[call.Config], name)
 		}
 	}
-	for i := range h.o.Resources.Components {
-		add(h.o.Resources.Components[i].LookupType(), h.o.Resources.Components[i].Name)
+	for i := range r.Components {
+		add(r.Components[i].LookupType(), r.Components[i].Name)
 	}
 	for _, s := range h.o.Implicit {
 		add(s.Type, s.Name)
@@ -139,36 +139,9 @@ func place[T block.Component](h *Sidecar, store *catalog.Store[T], a file.Away) 
 	store.Put(catalog.NewAway[T](info, t))
 }
 
-// watchPolicy puts changed policies in force until ctx ends. A change that is wrong is told,
-// and what was in force stays.
-func (h *Sidecar) watchPolicy(ctx context.Context) {
-	log := telemetry.Scope(h.log, "dapr.runtime.hotreload")
-	if len(h.s.ResourcesPaths) == 0 || !h.o.Config.Feature("HotReload", true) {
-		return
-	}
-	w, err := settings.NewWatcher(h.s.ResourcesPaths, settings.Selection{AppID: h.s.AppID, Namespace: h.s.NamespaceGiven})
-	if err != nil {
-		log.Warn("resource folders are not watched; changes need a restart: " + err.Error())
-		return
-	}
-	defer w.Close()
-	now, err := w.Load()
-	if err != nil {
-		log.Warn("resource folders are not watched; changes need a restart: " + err.Error())
-		return
-	}
-	h.changePolicy(log, now, settings.Compare(h.o.Resources, now)) // what changed since the start
-	_ = w.Run(ctx, func(d settings.Diff) { h.changePolicy(log, w.Resources(), d) })
-}
-
-// changePolicy puts what the folders hold now in force.
+// changePolicy puts the policies that the folders hold now in force. What is wrong is told, and
+// what was in force stays.
 func (h *Sidecar) changePolicy(log *slog.Logger, now *settings.Resources, d settings.Diff) {
-	for _, f := range d.Findings {
-		LogFinding(log, f)
-	}
-	if d.Policies.Empty() && d.Resiliencies.Empty() {
-		return
-	}
 	c := h.compilePolicy(now)
 	for _, f := range c.Findings {
 		LogFinding(log, f)

@@ -300,7 +300,7 @@ func absent(flag string) string {
 	case strings.HasPrefix(flag, "placement"), strings.HasPrefix(flag, "actors"):
 		return "this version has no actors"
 	case strings.HasPrefix(flag, "hot-reload"):
-		return "resources are read at start; send SIGHUP to read them again"
+		return "folders of resources are watched, so nothing is compared in between"
 	}
 	return "this version has no control plane"
 }

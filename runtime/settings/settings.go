@@ -43,7 +43,7 @@ type Settings struct {
 	// Resources.
 	ResourcesPaths    []string
 	ConfigPaths       []string
-	HotReloadInterval time.Duration // accepted, without effect: SIGHUP reads resources again
+	HotReloadInterval time.Duration // accepted, without effect: folders are watched
 	Mode              string        // standalone or kubernetes
 
 	// Telemetry.

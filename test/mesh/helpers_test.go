@@ -70,6 +70,13 @@ func (b *inbox) await(t *testing.T, path string) seen {
 	return first
 }
 
+// count is how many requests to a path came so far.
+func (b *inbox) count(path string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.got[path])
+}
+
 // last is the latest request to a path.
 func (b *inbox) last(t *testing.T, path string) seen {
 	t.Helper()
