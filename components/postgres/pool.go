@@ -71,6 +71,7 @@ func (p *pool) get(ctx context.Context) (*lent, error) {
 		if c == nil {
 			break
 		}
+		//lint:ignore SA1019 a look at the socket without a round trip; what it misses fails as any lost connection does
 		if c.IsClosed() || age > stale && c.PgConn().CheckConn() != nil {
 			p.discard(c)
 			continue

@@ -103,7 +103,8 @@ func (m *mirrorLanes) Close() {
 	m.closed.Store(true)
 	for i := range m.lanes { // whoever has not seen it has started its goroutine after this
 		m.lanes[i].mu.Lock()
-		m.lanes[i].mu.Unlock() //nolint:staticcheck // waits for those in add
+		//lint:ignore SA2001 it waits for those in add
+		m.lanes[i].mu.Unlock()
 	}
 	m.cancel()
 	m.running.Wait()
