@@ -150,3 +150,16 @@ func showSlowStart(g *guide) {
 	within(g.t, "calls of 60 to the new replica", g.tally(s, 60)["new"], 0, 24)
 	eventually(g.t, 30*time.Second, "it has its full share", func() bool { return g.tally(s, 60)["new"] > 24 })
 }
+
+func showWeightedZones(g *guide) {
+	for i := range 3 {
+		g.replica(fmt.Sprint("near", i), "MECHA_ZONE=eu/eu-1")
+		g.replica(fmt.Sprint("far", i), "MECHA_ZONE=eu/eu-2")
+	}
+	s := g.caller("MECHA_ZONE=eu/eu-1")
+	for name, n := range g.tally(s, 60) {
+		if strings.HasPrefix(name, "far") {
+			g.t.Errorf("%s got %d calls of 60, though both zones are as large and the callers are as many", name, n)
+		}
+	}
+}

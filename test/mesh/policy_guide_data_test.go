@@ -107,6 +107,25 @@ func showFailover(g *guide) {
 	}
 }
 
+// The store is found ill though nobody calls it.
+func showStoreHealth(g *guide) {
+	srv, url := natsServer(g)
+	s := g.caller("ORDERS_NATS=" + url)
+	g.mustSave(s, "orders", "k", "new")
+	g.mustSave(s, "orders-standby", "k", "old")
+	srv.Shutdown()
+	srv.WaitForShutdown()
+	eventually(g.t, 20*time.Second, "the store fails its checks", func() bool {
+		_, body := harness.Do(g.t, "GET", fmt.Sprintf("http://127.0.0.1:%d/mecha/v1/policy/status", s.Metrics), nil)
+		return strings.Contains(string(body), `"failing": true`)
+	})
+	if got := g.read(s, "orders", "k"); got != "old" {
+		g.t.Errorf("the first read after that is %q, want the standby's", got)
+	}
+	resp, body := g.save(s, "orders", "k", "newer")
+	g.refused(resp, body, http.StatusServiceUnavailable, "orders-watched")
+}
+
 func showWriteFailover(g *guide) {
 	s := failedOver(g)
 	eventually(g.t, 20*time.Second, "a write succeeds", func() bool {

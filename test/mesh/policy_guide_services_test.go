@@ -281,6 +281,71 @@ func showOutliers(g *guide) {
 	}
 }
 
+// outcast starts a replica that answers as told beside others that are well, and returns how to
+// count its calls.
+func (g *guide) outcast(others int, answer func(n int, w http.ResponseWriter, r *http.Request)) *tries {
+	bad := &tries{answer: answer}
+	g.app("orders", bad)
+	for i := range others {
+		g.replica(fmt.Sprint("good", i))
+	}
+	return bad
+}
+
+func showGatewayFailures(g *guide) {
+	bad := g.outcast(1, func(n int, w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(map[bool]int{true: 500, false: 503}[n <= 5])
+	})
+	s := g.caller()
+	for range 40 {
+		g.call(s, "GET", "/x")
+	}
+	if n := bad.count("GET /x"); n != 8 { // five times 500, then three times 503
+		g.t.Errorf("the replica got %d calls of 40, want 8", n)
+	}
+}
+
+func showSilentReplicas(g *guide) {
+	bad := g.outcast(1, func(_ int, _ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	s := g.caller()
+	for range 20 {
+		g.call(s, "GET", "/x")
+	}
+	if n := bad.count("GET /x"); n != 2 {
+		g.t.Errorf("the replica that never answers got %d calls of 20, want 2", n)
+	}
+}
+
+// spared waits until a replica gets no calls any more.
+func (g *guide) spared(s *harness.Sidecar, bad *tries) {
+	g.t.Helper()
+	eventually(g.t, 20*time.Second, "the replica gets no calls", func() bool {
+		before := bad.count("GET /x")
+		for range 30 {
+			g.call(s, "GET", "/x")
+		}
+		return bad.count("GET /x") == before
+	})
+}
+
+func showFailurePercentage(g *guide) {
+	bad := g.outcast(1, func(n int, w http.ResponseWriter, _ *http.Request) {
+		if n%2 == 0 {
+			w.WriteHeader(500)
+		}
+	})
+	g.spared(g.caller(), bad)
+}
+
+func showSuccessRate(g *guide) {
+	bad := g.outcast(3, func(n int, w http.ResponseWriter, _ *http.Request) {
+		if n%2 == 0 {
+			w.WriteHeader(500)
+		}
+	})
+	g.spared(g.caller(), bad)
+}
+
 func showHealth(g *guide) {
 	var ill atomic.Bool
 	ill.Store(true)
