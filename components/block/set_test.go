@@ -20,7 +20,7 @@ func TestVersionsOfOneType(t *testing.T) {
 	}
 	for version, want := range map[string]string{"": "first", "v0": "first", "v1": "first", "v2": "second", "v3": ""} {
 		for _, typ := range []string{"state.sql", "state.pg"} {
-			if p, ok := set.Find(typ, version); p.Doc != want || ok != (want != "") {
+			if p, ok := set.Find(typ, version); ok != (want != "") || ok && p.Doc != want {
 				t.Errorf("%s/%s: got %q, %v; want %q", typ, version, p.Doc, ok, want)
 			}
 		}
