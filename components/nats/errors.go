@@ -15,6 +15,7 @@ import (
 const (
 	codeInsufficient   = 10023 // resources of the server: disk or memory full
 	codeStorage        = 10047
+	codeStreamCreate   = 10049 // its store cannot be made: one of the name may still be cleared away
 	codeMaxPayload     = 10054
 	codeStreamNotFound = 10059
 	codeWrongLastSeq   = 10071
@@ -71,6 +72,8 @@ func refusal(op fault.Op, what string, e *apiError) *fault.Error {
 		code, hint = fault.Conflict, "; read it again"
 	case codeInsufficient, codeStorage:
 		code, hint = fault.Exhausted, "; is the disk full?"
+	case codeStreamCreate:
+		code = fault.Unavailable
 	case codeMaxPayload, codeBatchTooLarge:
 		code = fault.TooLarge
 	case codeTTLDisabled, codeAtomicDisabled:

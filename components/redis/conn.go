@@ -115,6 +115,13 @@ func (n *conn) begin(op fault.Op) (goredis.UniversalClient, error) {
 	return client, err
 }
 
+// use is the client for what Close does not wait for.
+func (n *conn) use(op fault.Op) (goredis.UniversalClient, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.ready(op)
+}
+
 // ready is the client, unless the component is closed; mu is held.
 func (n *conn) ready(op fault.Op) (goredis.UniversalClient, error) {
 	if n.closed {

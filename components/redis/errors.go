@@ -31,11 +31,16 @@ func (n *conn) failure(ctx context.Context, op fault.Op, cmd *command) error {
 	if err == nil || errors.Is(err, goredis.Nil) {
 		return nil
 	}
+	return n.explain(ctx, op, err, cmd.sent())
+}
+
+// explain puts the client library's error into the house's words.
+func (n *conn) explain(ctx context.Context, op fault.Op, err error, sent bool) error {
 	var answer goredis.Error
 	if errors.As(err, &answer) {
-		return n.refusal(op, answer.Error(), cmd.sent())
+		return n.refusal(op, answer.Error(), sent)
 	}
-	return n.lost(ctx, op, err, cmd.sent())
+	return n.lost(ctx, op, err, sent)
 }
 
 // lost is the error of an exchange that broke off.
@@ -80,7 +85,7 @@ var refusals = []struct {
 	{"NOPERM", fault.Denied, ""},
 	{"OOM", fault.Exhausted, "; the server's memory is full"},
 	{"CROSSSLOT", fault.Invalid, "; in a cluster the keys of a transaction must share a hash slot: give them a common part in braces, like {order-1}"},
-	{"WRONGTYPE", fault.Unsupported, "; the key holds something else than an item of state"},
+	{"WRONGTYPE", fault.Unsupported, "; the key holds something of another kind"},
 	{"LOADING", fault.Unavailable, ""},
 	{"MASTERDOWN", fault.Unavailable, ""},
 	{"CLUSTERDOWN", fault.Unavailable, ""},

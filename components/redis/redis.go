@@ -5,10 +5,14 @@
 // Dapr's state.redis: a hash per key with the fields data and version. The scripts that read and
 // write it are in scripts.go; they are the whole truth about what is stored.
 //
+// Locks (lock.go) and configuration (configuration.go, its changes in follow.go) keep Dapr's
+// formats too: a string per name or key.
+//
 // conn.go is shared by all blocks: it builds the client from a ConnConfig (connconfig.go), ends
 // calls when their context ends, and knows of each request whether it left (command.go), from
 // which errors.go tells callers honestly what may have happened. Retrying belongs to the layers
-// above; the client library's own is off unless the user asks for it.
+// above; the client library's own is off unless the user asks for it. Callers at the same time
+// share exchanges with the server (share.go).
 package redis
 
 import "github.com/mecha-project/mecha/components/block"
@@ -17,9 +21,11 @@ import "github.com/mecha-project/mecha/components/block"
 func Backend() block.Backend {
 	return block.Backend{
 		Name: "redis",
-		Doc:  "State in Redis: a single server, a master behind sentinels, or a cluster.",
+		Doc:  "Redis: a single server, a master behind sentinels, or for state a cluster.",
 		Parts: []block.Part{
 			block.StatePart("redis", "State in Redis, in Dapr's format.", DefaultStateConfig, NewState),
+			block.ConfigurationPart("redis", "Configuration in Redis, in Dapr's format.", DefaultConfigurationConfig, NewConfiguration),
+			block.LockPart("redis", "Locks in Redis, in Dapr's format, with fencing tokens.", DefaultLockConfig, NewLock),
 		},
 	}
 }

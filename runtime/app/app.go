@@ -69,24 +69,14 @@ func (a *App) Healthy() bool { return a.healthy.Load() }
 // Invoke calls the app. With a concurrency limit it waits for a slot, and the slot is held
 // until the response's body was read or closed.
 func (a *App) Invoke(ctx context.Context, req *call.Request) (*call.Response, error) {
-	const op fault.Op = "app.Invoke"
-	if !a.Exists() {
-		return nil, fault.New(op, fault.NotReady, "app channel is not initialized").With(fault.NoApp).WithSent(fault.SentNever)
-	}
-	if a.gated && !a.healthy.Load() {
-		return nil, fault.New(op, fault.NotReady, "app is not in a healthy state").With(fault.AppUnhealthy).WithSent(fault.SentMaybe)
+	if err := a.admit(ctx, "app.Invoke"); err != nil {
+		return nil, err
 	}
 	if a.token != "" {
 		req.Header.Set(TokenHeader, a.token)
 	}
 	if a.slots == nil {
 		return a.channel.Invoke(ctx, req)
-	}
-	select {
-	case a.slots <- struct{}{}:
-	case <-ctx.Done():
-		return nil, fault.New(op, fault.Of(ctx.Err()), "waiting for one of the app's %d slots (--app-max-concurrency)", cap(a.slots)).
-			WithSent(fault.SentNever).Because(ctx.Err())
 	}
 	held := false
 	defer func() { // a panic in the channel is its call's only: it must not keep the slot
@@ -106,6 +96,39 @@ func (a *App) Invoke(ctx context.Context, req *call.Request) (*call.Response, er
 		resp.Upgrade = &slotUpgrade{ReadWriteCloser: resp.Upgrade, release: release}
 	}
 	return resp, nil
+}
+
+// Enter admits a call that does not go through Invoke, because it is in the app's own protocol.
+// With a concurrency limit it waits for a slot, which leave gives back: call it when the call is
+// over, once.
+func (a *App) Enter(ctx context.Context) (leave func(), err error) {
+	if err := a.admit(ctx, "app.Enter"); err != nil {
+		return nil, err
+	}
+	if a.slots == nil {
+		return func() {}, nil
+	}
+	return func() { <-a.slots }, nil
+}
+
+// admit judges whether a call may reach the app now, and takes its slot if there is a limit.
+func (a *App) admit(ctx context.Context, op fault.Op) error {
+	if !a.Exists() {
+		return fault.New(op, fault.NotReady, "app channel is not initialized").With(fault.NoApp).WithSent(fault.SentNever)
+	}
+	if a.gated && !a.healthy.Load() {
+		return fault.New(op, fault.NotReady, "app is not in a healthy state").With(fault.AppUnhealthy).WithSent(fault.SentMaybe)
+	}
+	if a.slots == nil {
+		return nil
+	}
+	select {
+	case a.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fault.New(op, fault.Of(ctx.Err()), "waiting for one of the app's %d slots (--app-max-concurrency)", cap(a.slots)).
+			WithSent(fault.SentNever).Because(ctx.Err())
+	}
 }
 
 // Close closes the channel.

@@ -43,6 +43,8 @@ type Info struct {
 	Raw map[string]string
 	// Capabilities are the words shown by the metadata API.
 	Capabilities []string
+	// Operations are what an output binding can do; nil for other components.
+	Operations []string
 }
 
 // Handle is a component together with its policy.

@@ -38,6 +38,8 @@ type Catalog struct {
 	Secret *Store[block.Secret]
 	Lock   *Store[block.Lock]
 	Config *Store[block.Configuration]
+	// Binding holds components that are a block.Output, a block.Input or both.
+	Binding *Store[block.Component]
 
 	backends *block.Set
 	env      func(component string, log *slog.Logger) block.Env
@@ -59,6 +61,7 @@ type Options struct {
 func New(o Options) *Catalog {
 	return &Catalog{State: NewStore[block.State](block.KindState), PubSub: NewStore[block.PubSub](block.KindPubSub), Secret: NewStore[block.Secret](block.KindSecret),
 		Lock: NewStore[block.Lock](block.KindLock), Config: NewStore[block.Configuration](block.KindConfig),
+		Binding:  NewStore[block.Component](block.KindBinding),
 		backends: o.Backends, env: o.Env, govern: o.Govern, log: o.Log}
 }
 
@@ -95,6 +98,9 @@ func (c *Catalog) Open(s Spec) (*Opened, error) {
 		return nil, initFailure(&s, err)
 	}
 	info := Info{Name: s.Name, Type: s.Type, Version: s.Version, Raw: rawItems(s.Items), Capabilities: Capabilities(comp)}
+	if out, ok := comp.(block.Output); ok {
+		info.Operations = out.Operations()
+	}
 	return &Opened{Spec: s, Info: info, Component: comp, put: c.place(info, comp)}, nil
 }
 
@@ -139,6 +145,10 @@ func (c *Catalog) place(info Info, comp block.Component) func() *Retired {
 	case block.KindConfig:
 		if b, ok := comp.(block.Configuration); ok {
 			return func() *Retired { return c.Config.Put(NewHandle(info, b, c.target(call.Config, info.Name))).retire() }
+		}
+	case block.KindBinding:
+		return func() *Retired {
+			return c.Binding.Put(NewHandle(info, comp, c.target(call.Binding, info.Name))).retire()
 		}
 	}
 	return func() *Retired { return nil }
@@ -189,6 +199,7 @@ func (c *Catalog) Remove(name string) (out []*Retired) {
 		c.Secret.Remove(name).retire(),
 		c.Lock.Remove(name).retire(),
 		c.Config.Remove(name).retire(),
+		c.Binding.Remove(name).retire(),
 	} {
 		if r != nil {
 			out = append(out, r)
@@ -225,6 +236,11 @@ func (c *Catalog) Infos() []Info {
 			out = append(out, h.Info)
 		}
 	}
+	for _, h := range c.Binding.List() {
+		if !h.Away() {
+			out = append(out, h.Info)
+		}
+	}
 	return out
 }
 
@@ -233,7 +249,7 @@ func (c *Catalog) Close(ctx context.Context) error {
 	for _, info := range c.Infos() {
 		c.log.Info("Shutting down component " + (&Spec{Name: info.Name, Type: info.Type, Version: info.Version}).LogName())
 	}
-	return errors.Join(c.PubSub.Close(ctx), c.State.Close(ctx), c.Secret.Close(ctx), c.Lock.Close(ctx), c.Config.Close(ctx))
+	return errors.Join(c.PubSub.Close(ctx), c.State.Close(ctx), c.Secret.Close(ctx), c.Lock.Close(ctx), c.Config.Close(ctx), c.Binding.Close(ctx))
 }
 
 func creation(s *Spec, err error) error {
@@ -316,6 +332,12 @@ func Capabilities(comp block.Component) []string {
 		if m, ok := comp.(block.SecretMany); ok && m.ManyValues() {
 			caps = append(caps, "MULTIPLE_KEY_VALUES_PER_SECRET")
 		}
+	}
+	if _, ok := comp.(block.Input); ok {
+		caps = append(caps, "INPUT_BINDING")
+	}
+	if _, ok := comp.(block.Output); ok {
+		caps = append(caps, "OUTPUT_BINDING")
 	}
 	return caps
 }
