@@ -26,7 +26,7 @@ type row struct {
 
 // reasons are all there are; a new one has to be put into the table, or be named here.
 var reasons = []fault.Reason{"", fault.NoSuchComponent, fault.NoComponents, fault.IllegalKey, fault.ForbiddenTopic, fault.ForbiddenSecret, fault.BadMetadata, fault.BadExpiry,
-	fault.BadEnvelope, fault.BadEntries, fault.NotEntries, fault.EventMismatch, fault.NoTransactions, fault.NoQuery, fault.TooManyOps,
+	fault.BadEnvelope, fault.BadEntries, fault.NotEntries, fault.EventMismatch, fault.NoTransactions, fault.NoQuery, fault.OutboxFailed, fault.TooManyOps,
 	fault.NoTarget, fault.EmptyName, fault.NoTopic, fault.BadOperation, fault.NoApp, fault.AppUnhealthy, fault.AppUnreachable, fault.NoInstances, fault.PeerAnswered, fault.PolicyRejected, fault.PeerRejected, fault.AccessDenied, fault.BreakerOpen}
 
 const lastCode = fault.Lost
@@ -62,6 +62,9 @@ func table() (out []row) {
 			out = append(out, row{"configuration " + name + " reason=" + string(r), apierr.Config(apierr.ConfigOp(op), "store", []string{"a", "b"}, because(fault.Unavailable, r))})
 		}
 	}
+	for _, r := range reasons {
+		out = append(out, row{"binding reason=" + string(r), apierr.Binding("b", because(fault.Unavailable, r))})
+	}
 	for c := fault.Internal; c <= lastCode; c++ {
 		out = append(out, row{fmt.Sprintf("invoke code=%v", c), apierr.Invoke("target", because(c, ""))})
 	}
@@ -74,7 +77,6 @@ func table() (out []row) {
 		{"DirectInvoke", apierr.DirectInvoke}, {"DirectInvokeDenied", apierr.DirectInvokeDenied}, {"HealthNotReady", apierr.HealthNotReady},
 		{"OutboundNotReady", apierr.OutboundNotReady}, {"HealthAppID", apierr.HealthAppID},
 		{"CryptoNotConfigured", apierr.CryptoNotConfigured},
-		{"InvokeOutputBinding", apierr.InvokeOutputBinding},
 		{"ConversationNotFound", apierr.ConversationNotFound}, {"ActorNoPlacement", apierr.ActorNoPlacement}, {"SchedulerJob", apierr.SchedulerJob}}
 	for _, g := range general {
 		out = append(out, row{"row " + g.name, g.row.Because("text")})

@@ -32,7 +32,6 @@ var (
 // of the block is configured.
 var (
 	CryptoNotConfigured   = Row{"ERR_CRYPTO_PROVIDERS_NOT_CONFIGURED", 500, codes.Internal, ""}
-	InvokeOutputBinding   = Row{"ERR_INVOKE_OUTPUT_BINDING", 500, codes.Internal, "ERR_INVOKE_OUTPUT_BINDING"}
 	ConversationNotFound  = Row{"ERR_CONVERSATION_NOT_FOUND", 400, codes.InvalidArgument, ""}
 	ActorNoPlacement      = Row{"ERR_ACTOR_NO_PLACEMENT", 400, codes.Unavailable, ""}
 	SchedulerJob          = Row{"DAPR_SCHEDULER_SCHEDULE_JOB", 500, codes.Internal, "DAPR_SCHEDULER_SCHEDULE_JOB"}
@@ -43,6 +42,7 @@ var (
 	stateNoQuery          = Row{"ERR_STATE_STORE_NOT_SUPPORTED", 500, codes.Internal, "DAPR_STATE_QUERYING_NOT_SUPPORTED"}
 	stateTooManyOps       = Row{"ERR_STATE_STORE_TOO_MANY_TRANSACTIONS", 400, codes.InvalidArgument, "DAPR_STATE_TOO_MANY_TRANSACTIONS"}
 	stateBadOperation     = Row{"ERR_NOT_SUPPORTED_STATE_OPERATION", 400, codes.Unimplemented, "ERR_NOT_SUPPORTED_STATE_OPERATION"}
+	publishOutbox         = Row{"ERR_PUBLISH_OUTBOX", 500, codes.Internal, "DAPR_PUBSUB_OUTBOX"}
 	pubsubEmpty           = Row{"ERR_PUBSUB_EMPTY", 404, codes.InvalidArgument, "DAPR_PUBSUB_NAME_EMPTY"}
 	pubsubNotFound        = Row{"ERR_PUBSUB_NOT_FOUND", 404, codes.InvalidArgument, "DAPR_PUBSUB_NOT_FOUND"}
 	pubsubTopicEmpty      = Row{"ERR_TOPIC_NAME_EMPTY", 404, codes.InvalidArgument, "DAPR_PUBSUB_TOPIC_NAME_EMPTY"}
@@ -63,6 +63,7 @@ var (
 	configNotFound        = Row{"ERR_CONFIGURATION_STORE_NOT_FOUND", 400, codes.InvalidArgument, "ERR_CONFIGURATION_STORE_NOT_FOUND"}
 	configGet             = Row{"ERR_CONFIGURATION_GET", 500, codes.Internal, "ERR_CONFIGURATION_GET"}
 	configSubscribe       = Row{"ERR_CONFIGURATION_SUBSCRIBE", 500, codes.InvalidArgument, "ERR_CONFIGURATION_SUBSCRIBE"}
+	invokeOutputBinding   = Row{"ERR_INVOKE_OUTPUT_BINDING", 500, codes.Internal, "ERR_INVOKE_OUTPUT_BINDING"}
 	appChannelNil         = Row{"ERR_APP_CHANNEL_NIL", 500, codes.Internal, "ERR_APP_CHANNEL_NIL"}
 	stateTransactionsHelp = "https://docs.dapr.io/reference/components-reference/supported-state-stores/"
 )
@@ -143,6 +144,8 @@ func State(op StateOp, store, appID string, err error) *Error {
 		return &Error{Row: stateTooManyOps, Message: err.Error(), Resource: res}
 	case fault.BadOperation:
 		return &Error{Row: stateBadOperation, Message: err.Error()}
+	case fault.OutboxFailed:
+		return &Error{Row: publishOutbox, Message: err.Error()}
 	}
 	row := Row{string(op), 500, codes.Internal, string(op)}
 	switch {
@@ -179,6 +182,16 @@ func secret(store, message string, err error) *Error {
 		return secretDenied.Because(err.Error())
 	}
 	return secretGet.Because(message)
+}
+
+// Binding translates an error of an output binding. All have one row: what the component says is in
+// the message.
+func Binding(name string, err error) *Error {
+	message := "error invoking output binding " + name + ": " + err.Error()
+	if e := rejected(message, err); e != nil {
+		return e
+	}
+	return invokeOutputBinding.Because(message)
 }
 
 // LockOp names a lock operation on the wire.

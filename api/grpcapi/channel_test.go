@@ -36,6 +36,8 @@ type grpcApp struct {
 	bulk   func(ctx context.Context, in *runtimev1.TopicEventBulkRequest) (*runtimev1.TopicEventBulkResponse, error)
 	alpha  func(ctx context.Context, in *runtimev1.TopicEventBulkRequest) (*runtimev1.TopicEventBulkResponse, error)
 	subs   func() (*runtimev1.ListTopicSubscriptionsResponse, error)
+	inputs func() (*runtimev1.ListInputBindingsResponse, error)
+	event  func(ctx context.Context, in *runtimev1.BindingEventRequest) (*runtimev1.BindingEventResponse, error)
 	health error
 	stream grpc.StreamHandler // any other method
 }
@@ -72,6 +74,20 @@ func (a *grpcApp) ListTopicSubscriptions(context.Context, *emptypb.Empty) (*runt
 		return nil, missing
 	}
 	return a.subs()
+}
+
+func (a *grpcApp) ListInputBindings(context.Context, *emptypb.Empty) (*runtimev1.ListInputBindingsResponse, error) {
+	if a.inputs == nil {
+		return nil, missing
+	}
+	return a.inputs()
+}
+
+func (a *grpcApp) OnBindingEvent(ctx context.Context, in *runtimev1.BindingEventRequest) (*runtimev1.BindingEventResponse, error) {
+	if a.event == nil {
+		return nil, missing
+	}
+	return a.event(ctx, in)
 }
 
 func (a *grpcApp) HealthCheck(context.Context, *emptypb.Empty) (*runtimev1.HealthCheckResponse, error) {

@@ -17,13 +17,7 @@ var (
 	noSubtle       = apierr.APIUnimplemented.Because("this API is currently not implemented")
 	noCrypto       = apierr.CryptoNotConfigured.Because("crypto providers not configured")
 	noConversation = apierr.ConversationNotFound.Because("failed finding conversation component")
-	noBinding      = apierr.InvokeOutputBinding.Because("error invoking output binding: couldn't find the output binding")
 )
-
-// InvokeBinding is refused.
-func (s *Server) InvokeBinding(context.Context, *runtimev1.InvokeBindingRequest) (*runtimev1.InvokeBindingResponse, error) {
-	return nil, noBinding
-}
 
 // RegisterActorTimer is refused.
 func (s *Server) RegisterActorTimer(context.Context, *runtimev1.RegisterActorTimerRequest) (*emptypb.Empty, error) {

@@ -122,7 +122,7 @@ func TestErrorBodies(t *testing.T) {
 		show("publish "+string(r), k.do("POST", "/v1.0/publish/p/t?metadata.k=v", "d"))
 	}
 	k := newKit()
-	for _, s := range []string{"POST /v1.0/bindings/b", "POST /v1.0/jobs/j",
+	for _, s := range []string{"POST /v1.0/jobs/j",
 		"GET /v1.0/actors/t/i/state/k", "GET /v1.0/workflows/c/i", "PUT /v1.0-alpha1/crypto/c/encrypt", "POST /v1.0-alpha1/subtlecrypto/c/getkey", "POST /v1.0-alpha2/conversation/c/converse",
 		"GET /v1.0/healthz?appid=other", "GET /v1.0/healthz/outbound", "GET /nothing"} {
 		m, target, _ := strings.Cut(s, " ")

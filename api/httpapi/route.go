@@ -159,7 +159,7 @@ func init() { // a literal would be an initialisation cycle: handlers reach look
 			{get, v1, "*/bulk", "GetBulkSecret", "secrets", (*Server).secretAll},
 			{get, v1, "*/*", "GetSecret", "secrets", (*Server).secretGet},
 		},
-		"bindings": {{postPut, v1, "*", "InvokeBinding", "bindings", noBinding}},
+		"bindings": {{postPut, v1, "*", "InvokeBinding", "bindings", (*Server).bindingInvoke}},
 		"jobs":     {{"POST GET DELETE", both, "*", "ScheduleJob", "jobs", noJobs}},
 		"actors": {
 			{postPut, v1, "*/*/state", "ExecuteActorStateTransaction", "actors", noActors},

@@ -5,10 +5,6 @@ import "github.com/mecha-project/mecha/api/apierr"
 // Blocks that this sidecar does not have yet answer as Dapr does when nothing of the block is
 // configured, so that an SDK's error handling works.
 
-func noBinding(_ *Server, r *Request, a args) {
-	r.Fail(apierr.InvokeOutputBinding.Because("error invoking output binding " + a[0] + ": couldn't find output binding " + a[0]))
-}
-
 func noJobs(_ *Server, r *Request, _ args) {
 	r.Fail(apierr.SchedulerJob.Because("jobs are not available: this sidecar has no scheduler"))
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/mecha-project/mecha/api/grpcapi"
 	"github.com/mecha-project/mecha/api/httpapi"
 	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/binding"
 	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/host"
 	"github.com/mecha-project/mecha/runtime/pubsub"
@@ -25,6 +26,8 @@ func (grpcApp) Configured(context.Context, host.Invoke) error { return nil }
 
 func (a grpcApp) Sink() pubsub.EventSink { return a.AppChannel }
 
+func (a grpcApp) Bindings() binding.Sink { return a.AppChannel }
+
 // httpApp is an app that speaks HTTP.
 type httpApp struct {
 	*httpapi.AppChannel
@@ -34,6 +37,9 @@ type httpApp struct {
 
 // Sink is nil: events go as HTTP requests.
 func (httpApp) Sink() pubsub.EventSink { return nil }
+
+// Bindings is nil too.
+func (httpApp) Bindings() binding.Sink { return nil }
 
 // Configured asks GET /dapr/config. Actors are not part of this sidecar, so the answer is only
 // proof that the app is up.

@@ -3,9 +3,12 @@ package main
 import (
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/configfile"
+	"github.com/mecha-project/mecha/components/cron"
 	"github.com/mecha-project/mecha/components/dns"
 	"github.com/mecha-project/mecha/components/hostdir"
+	"github.com/mecha-project/mecha/components/httpbinding"
 	"github.com/mecha-project/mecha/components/localsecret"
+	"github.com/mecha-project/mecha/components/localstorage"
 	"github.com/mecha-project/mecha/components/mdns"
 	"github.com/mecha-project/mecha/components/memory"
 	"github.com/mecha-project/mecha/components/nats"
@@ -22,6 +25,9 @@ func backends() (*block.Set, error) {
 		memory.Backend(),
 		nats.Backend(),
 		configfile.Backend(),
+		cron.Backend(),
+		httpbinding.Backend(),
+		localstorage.Backend(),
 		redis.Backend(),
 		localsecret.Backend(),
 		vault.Backend(),

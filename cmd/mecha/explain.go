@@ -139,6 +139,8 @@ func (q *question) desc() call.Desc {
 	switch kind, _ := kindOf(q.kind); kind {
 	case call.State, call.Lock, call.Config:
 		d.Key = q.resource
+	case call.Binding:
+		d.Safety = call.Unsafe // whatever the operation is called
 	}
 	var header call.Fields
 	for _, h := range q.headers {

@@ -48,6 +48,14 @@ type Component interface {
 	Close(ctx context.Context) error
 }
 
+// Late is offered by components that learn what they can do only when their product has
+// answered, at the latest at the first Ping that succeeds. The others tell by the interfaces
+// they offer. An Output that is Late has Operations from then on.
+type Late interface {
+	// Features are the words that the metadata API shows; nil before the product has answered.
+	Features() []string
+}
+
 // Env is what the house lends a backend when opening a part.
 type Env struct {
 	Log       *slog.Logger // never nil; already carries component attributes
@@ -168,7 +176,12 @@ func RegistryPart[C any](name, doc string, defaults func() *C, open func(Env, *C
 type Set struct {
 	parts map[string]Part // by type
 	only  map[string]Part // parts for some versions of a type, by "type/version"
+	other func(typ, version string) (Part, bool)
 }
+
+// Fallback sets where Find looks for types that no backend of the set serves. Unlike the set,
+// find may do I/O. It is set before the set is in use.
+func (s *Set) Fallback(find func(typ, version string) (Part, bool)) { s.other = find }
 
 // NewSet indexes backends. Two parts claiming one type are an error naming both.
 func NewSet(backends ...Backend) (*Set, error) {
@@ -203,6 +216,9 @@ func (s *Set) Find(typ, version string) (Part, bool) {
 	}
 	p, ok := s.parts[typ]
 	if !ok {
+		if s.other != nil {
+			return s.other(typ, version)
+		}
 		return Part{}, false
 	}
 	switch version {

@@ -29,7 +29,13 @@ import (
 // given twice and a missing required key are Errors. Then the methods Validate() error of
 // the struct and of its nested structs are called, and their errors (joined ones separately)
 // become Errors on the line of the key they name; see Bad. The same error twice counts once.
+//
+// A configuration with a method DecodeItems([]Item) Findings takes the entries itself: which
+// keys there are is then known to somebody else.
 func Decode(items []Item, into any, opts ...Option) Findings {
+	if own, ok := into.(interface{ DecodeItems(items []Item) Findings }); ok {
+		return own.DecodeItems(items)
+	}
 	v := reflect.ValueOf(into)
 	if v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
 		return Findings{{Msg: fmt.Sprintf("configuration is %T, want a pointer to a struct", into), Severity: Error}}

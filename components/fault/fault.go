@@ -108,6 +108,7 @@ const (
 	EventMismatch   Reason = "bulk_event_mismatch" // a bulk event that does not fit its content type
 	NoTransactions  Reason = "no_transactions"
 	NoQuery         Reason = "no_query"
+	OutboxFailed    Reason = "outbox_failed" // an event could not be put into the outbox
 	TooManyOps      Reason = "too_many_operations"
 	NoTarget        Reason = "no_target" // the request names no app to call
 	EmptyName       Reason = "empty_name"

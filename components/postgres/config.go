@@ -43,7 +43,7 @@ type ConnConfig struct {
 	// whichever is more.
 	MaxConns int `yaml:"maxConns"`
 	// ConnectionMaxIdleTime is how long an unused connection stays. 0 means 30m.
-	ConnectionMaxIdleTime time.Duration `yaml:"connectionMaxIdleTime" unit:"s"`
+	ConnectionMaxIdleTime time.Duration `yaml:"connectionMaxIdleTime" alias:"connMaxIdleTime" unit:"s"`
 	// QueryExecMode is how statements are sent. The default prepares them once per connection;
 	// proxies that share connections among clients need exec or simple_protocol.
 	QueryExecMode string `yaml:"queryExecMode" enum:"cache_statement,cache_describe,describe_exec,exec,simple_protocol"`
@@ -237,8 +237,8 @@ func newState(env block.Env, c *ConnConfig, invalid error, l *layout, cleanup ti
 	if err != nil {
 		return nil, fault.Wrap("postgres.NewState", fault.Invalid, err)
 	}
-	s := &state{layout: l, pool: newPool(p), timeout: c.Timeout, every: cleanup,
-		where: fmt.Sprintf("the database %s on %s:%d", p.conn.Database, p.conn.Host, p.conn.Port)}
+	s := &state{layout: l, every: cleanup}
+	s.open(p, c.Timeout)
 	s.cleaner = sqlstate.Cleaner{Every: cleanup, Claim: s.claim, Remove: s.remove, Log: env.Log}
 	return s, nil
 }

@@ -71,6 +71,7 @@ type Opened struct {
 	Info      Info
 	Component block.Component
 	put       func() *Retired
+	published bool
 }
 
 // Open builds a component without any I/O. The error's text names what is wrong in the
@@ -162,7 +163,26 @@ func (c *Catalog) target(kind call.Kind, name string) *call.Target {
 
 // Publish makes an opened component available to callers. Of the one that it replaces, if any,
 // calls in progress may still make use: the caller closes it.
-func (c *Catalog) Publish(o *Opened) *Retired { return o.put() }
+func (c *Catalog) Publish(o *Opened) *Retired {
+	o.published = true
+	return o.put()
+}
+
+// learn takes up what a component knows of itself only since its server has answered.
+func (c *Catalog) learn(o *Opened) {
+	late, ok := o.Component.(block.Late)
+	if !ok {
+		return
+	}
+	o.Info.Capabilities = late.Features()
+	if out, ok := o.Component.(block.Output); ok {
+		o.Info.Operations = out.Operations()
+	}
+	o.put = c.place(o.Info, o.Component)
+	if o.published {
+		o.put() // the handle that goes has the same component, which nobody closes
+	}
+}
 
 // Init waits until the component's server answers, at most InitTimeout.
 func (c *Catalog) Init(ctx context.Context, o *Opened) error {
@@ -174,6 +194,7 @@ func (c *Catalog) Init(ctx context.Context, o *Opened) error {
 	defer cancel()
 	err := o.Component.Ping(ctx)
 	if err == nil {
+		c.learn(o)
 		return nil
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 
 	"github.com/mecha-project/mecha/components/conf"
+	"github.com/mecha-project/mecha/runtime/binding"
 	"github.com/mecha-project/mecha/runtime/catalog"
 	"github.com/mecha-project/mecha/runtime/settings"
 	"github.com/mecha-project/mecha/runtime/telemetry"
@@ -61,6 +62,7 @@ func (l *loader) replace(ctx context.Context, spec catalog.Spec, complete func(c
 		return fail("init", err)
 	}
 	retired := l.catalog.Publish(opened)
+	l.tell(opened)
 	l.metrics.ComponentLoaded()
 	l.log.Info("Component loaded: " + spec.LogName())
 	return retired, nil
@@ -87,7 +89,20 @@ func (l *loader) open(ctx context.Context, spec *catalog.Spec, complete func(con
 		l.catalog.Withdraw(ctx, spec.Name)
 		return "init", err
 	}
+	l.tell(opened)
 	return "", nil
+}
+
+// tell says in which directions a binding is used, in words that tools wait for.
+func (l *loader) tell(o *catalog.Opened) {
+	in, out := binding.Directions(o.Component, o.Info)
+	log := telemetry.Scope(l.log, "dapr.runtime.processor.binding")
+	if in {
+		log.Info("successful init for input binding (" + o.Spec.LogName() + ")")
+	}
+	if out {
+		log.Info("successful init for output binding (" + o.Spec.LogName() + ")")
+	}
 }
 
 // specOf is a declared component whose metadata are still to be completed.

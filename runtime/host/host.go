@@ -24,12 +24,14 @@ import (
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/about"
 	"github.com/mecha-project/mecha/runtime/app"
+	"github.com/mecha-project/mecha/runtime/binding"
 	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/catalog"
 	"github.com/mecha-project/mecha/runtime/config"
 	"github.com/mecha-project/mecha/runtime/identity"
 	"github.com/mecha-project/mecha/runtime/invoke"
 	"github.com/mecha-project/mecha/runtime/lock"
+	"github.com/mecha-project/mecha/runtime/outbox"
 	"github.com/mecha-project/mecha/runtime/policy"
 	"github.com/mecha-project/mecha/runtime/policy/file"
 	"github.com/mecha-project/mecha/runtime/pubsub"
@@ -66,6 +68,7 @@ type Options struct {
 type Tracing interface {
 	invoke.Tracing
 	pubsub.Tracing
+	binding.Tracing
 }
 
 // Edges are the ways in and out, implemented by the packages of api.
@@ -90,6 +93,9 @@ type AppSide interface {
 	Configured(ctx context.Context, call Invoke) error
 	// Sink takes events in the app's own protocol; nil when they go as HTTP requests.
 	Sink() pubsub.EventSink
+	// Bindings takes events of input bindings in the app's own protocol; nil when they go as HTTP
+	// requests.
+	Bindings() binding.Sink
 }
 
 // Invoke calls the app through its limits.
@@ -112,6 +118,7 @@ type Services struct {
 	Secret    *secret.Service
 	Lock      *lock.Service
 	Config    *config.Service
+	Binding   *binding.Service
 	App       *app.App
 	About     *about.Sidecar
 	Listeners Listeners
@@ -132,6 +139,7 @@ type Sidecar struct {
 	self      identity.Self
 	now       atomic.Pointer[settings.Resources] // as last read and put in force
 	about     *about.Sidecar
+	outbox    *outbox.Service
 	secrets   *Secrets
 	catalog   *catalog.Catalog // of secrets, and of all other components
 	policy    *policy.Engine
@@ -301,14 +309,20 @@ func (h *Sidecar) buildServices(ctx context.Context, l Listeners) error {
 	ps := pubsub.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.subscription"), Recorder: h.o.Metrics, Tracing: h.o.Tracing,
 		Inbound: inbound(call.Deliver)}
 	ps.Namespaced = h.namespaced
+	bs := binding.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.binding"), Recorder: h.o.Metrics, Tracing: h.o.Tracing,
+		App: h.app, Inbound: inbound(call.Binding), AskTimeout: h.s.AppBindingOptionsTimeout}
 	if h.app.Exists() {
 		ps.App, ps.Sink = h.app, h.appSide.Sink()
+		bs.Sink = h.appSide.Bindings()
 	}
-	h.services = &Services{Self: h.self, Invoke: inv, State: state.New(h.catalog.State, h.self, h.o.Metrics),
-		PubSub: pubsub.New(h.catalog.PubSub, h.self, ps), Secret: h.secrets.service, Lock: lock.New(h.catalog.Lock, h.self),
+	messages := pubsub.New(h.catalog.PubSub, h.self, ps)
+	h.outbox = outbox.New(messages, h.self, telemetry.Scope(h.log, "dapr.runtime.processor.outbox"))
+	h.services = &Services{Self: h.self, Invoke: inv, State: state.New(h.catalog.State, h.self, h.o.Metrics).WithOutbox(h.outbox),
+		PubSub: messages, Secret: h.secrets.service, Lock: lock.New(h.catalog.Lock, h.self),
 		Config: config.New(h.catalog.Config, h.self, config.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.configuration"),
 			Recorder: h.o.Metrics, App: h.app, Inbound: inbound(call.Config)}),
-		App: h.app, About: h.about, Listeners: l}
+		Binding: binding.New(h.catalog.Binding, h.self, bs),
+		App:     h.app, About: h.about, Listeners: l}
 	return h.declareSubscriptions(h.o.Resources)
 }
 
@@ -374,10 +388,8 @@ func (h *Sidecar) stop() error {
 	if err := h.services.Config.Close(ctx); err != nil { // its streams would keep the edges from draining
 		h.log.Warn("some configuration updates were not finished within the grace period", "err", err)
 	}
-	err := h.services.PubSub.Drain(ctx)
-	if err != nil {
-		h.log.Warn("some events were not finished within the grace period; they go back to their brokers", "err", err)
-	}
+	h.drainEvents(ctx)
+	h.outbox.Close() // its streams have ended with the others
 	var drains sync.WaitGroup
 	for _, s := range h.servers {
 		drains.Go(func() {
@@ -406,7 +418,7 @@ func (h *Sidecar) block() {
 		return
 	}
 	h.ending.Store(true)
-	h.services.PubSub.Pause()
+	h.pauseEvents()
 	h.log.Info(fmt.Sprintf("Blocking graceful shutdown for %s or until app reports unhealthy...", d))
 	end := time.After(d)
 	tick := time.NewTicker(100 * time.Millisecond)

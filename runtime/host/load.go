@@ -14,10 +14,12 @@ import (
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/runtime/app"
+	"github.com/mecha-project/mecha/runtime/binding"
 	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/catalog"
 	"github.com/mecha-project/mecha/runtime/invoke"
 	"github.com/mecha-project/mecha/runtime/lock"
+	"github.com/mecha-project/mecha/runtime/outbox"
 	"github.com/mecha-project/mecha/runtime/pubsub"
 	"github.com/mecha-project/mecha/runtime/settings"
 	"github.com/mecha-project/mecha/runtime/state"
@@ -49,6 +51,9 @@ func (h *Sidecar) loadComponents(ctx context.Context) error {
 		return err
 	}
 	h.log.Info("All outstanding components processed")
+	for _, store := range h.catalog.State.List() {
+		h.outbox.Serve(store.Info, h.services.State)
+	}
 	h.log.Info("Loading endpoints…")
 	for _, e := range h.o.Resources.HTTPEndpoints {
 		h.log.Info("Found http endpoint: " + e.Name)
@@ -73,7 +78,7 @@ func (h *Sidecar) loadComponent(ctx context.Context, p pending) error {
 	}
 	err := h.secrets.load.load(ctx, p.Spec, complete)
 	if err == nil {
-		h.services.PubSub.Refresh(p.Name)
+		h.refreshEvents(p.Name)
 	}
 	if p.IgnoreErrors {
 		return nil
@@ -85,9 +90,11 @@ func (h *Sidecar) loadComponent(ctx context.Context, p pending) error {
 func checkComponent(o *catalog.Opened) error {
 	switch o.Component.(type) {
 	case block.State:
-		return state.CheckPrefix(o.Info)
+		return errors.Join(state.CheckPrefix(o.Info), outbox.Check(o.Info))
 	case block.Lock:
 		return lock.CheckPrefix(o.Info)
+	case block.Input, block.Output:
+		return binding.CheckDirection(o.Info)
 	}
 	return nil
 }
@@ -295,12 +302,12 @@ func (h *Sidecar) findApp(ctx context.Context) error {
 // healthy. It returns when ctx ends.
 func (h *Sidecar) serveApp(ctx context.Context) error {
 	if h.appSide == nil {
-		h.services.PubSub.Resume()
+		h.resumeEvents()
 		return nil
 	}
 	if !h.s.AppHealth.Enabled {
 		h.askApp(ctx)
-		h.services.PubSub.Resume()
+		h.resumeEvents()
 		return nil
 	}
 	asked := false
@@ -308,7 +315,7 @@ func (h *Sidecar) serveApp(ctx context.Context) error {
 	_ = h.app.Watch(ctx, opts, telemetry.Scope(h.log, "dapr.apphealth"), func(healthy bool) {
 		switch {
 		case !healthy:
-			h.services.PubSub.Pause()
+			h.pauseEvents()
 			return
 		case h.ending.Load():
 			return
@@ -316,7 +323,7 @@ func (h *Sidecar) serveApp(ctx context.Context) error {
 			asked = true
 			h.askApp(ctx)
 		}
-		h.services.PubSub.Resume()
+		h.resumeEvents()
 	})
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/binding"
 	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/host"
 	"github.com/mecha-project/mecha/runtime/invoke"
@@ -314,3 +315,4 @@ func (a *appSide) Configured(context.Context, host.Invoke) error {
 	return errors.New("none")
 }
 func (a *appSide) Sink() pubsub.EventSink { return nil }
+func (a *appSide) Bindings() binding.Sink { return nil }

@@ -115,13 +115,16 @@ func (h *Sidecar) replaceComponent(ctx context.Context, log *slog.Logger, c *set
 		log.Error("the changed component is not used; one that was there before stays in force: " + err.Error())
 		return
 	}
-	h.services.PubSub.Refresh(c.Name)
+	h.refreshEvents(c.Name)
+	if store, err := h.catalog.State.Lookup(c.Name); err == nil {
+		h.outbox.Serve(store.Info, h.services.State)
+	}
 	h.retire(retired)
 }
 
 func (h *Sidecar) removeComponent(name string) {
 	retired := h.catalog.Remove(name)
-	h.services.PubSub.Refresh(name)
+	h.refreshEvents(name)
 	for _, r := range retired {
 		h.retire(r)
 	}

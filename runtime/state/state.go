@@ -8,7 +8,7 @@
 // metadata says contentType application/json must hold valid JSON.
 //
 // Start at Service. Keys and their prefixes are in keys.go, the reading of items in items.go,
-// requests of several items in many.go, transactions in transact.go.
+// requests of several items in many.go, transactions in transact.go, their outbox in outbox.go.
 //
 // # Errors
 //
@@ -64,6 +64,7 @@ type Service struct {
 	self   identity.Self
 	caller call.Caller
 	rec    Recorder
+	outbox Outbox // nil: none
 }
 
 // New makes the service. rec may be nil.

@@ -38,7 +38,14 @@ func (s *Service) Transact(ctx context.Context, store string, ops []Operation) e
 	if len(ops) == 0 {
 		return nil
 	}
-	steps := make([]block.StateOp, len(ops))
+	ops, markers, failed, err := s.prepare(ctx, h.Info, ops)
+	if err != nil {
+		return err
+	}
+	if len(ops) == 0 {
+		return nil // there were only projections, of nothing
+	}
+	steps := make([]block.StateOp, len(ops), len(ops)+len(markers))
 	for i := range ops {
 		op := &ops[i]
 		switch op.Operation {
@@ -52,12 +59,17 @@ func (s *Service) Transact(ctx context.Context, store string, ops []Operation) e
 			err = fault.New("state.Transact", fault.Invalid, "operation type %s not supported", op.Operation).With(fault.BadOperation)
 		}
 		if err != nil {
+			failed()
 			return err
 		}
+	}
+	for _, key := range markers {
+		steps = append(steps, marker(key))
 	}
 	start := time.Now()
 	desc := s.desc("transact", ops[0].Key, call.Unsafe)
 	if parts := catalog.Parts(h, desc, len(ops), func(i int) string { return ops[i].Key }); len(parts) > 1 {
+		failed()
 		return fault.New("state.Transact", fault.Invalid, "state store %s is split by key over several stores, and keys %q and %q belong to different ones; a transaction cannot span them",
 			store, ops[parts[0][0]].Key, ops[parts[1][0]].Key)
 	}
@@ -66,17 +78,37 @@ func (s *Service) Transact(ctx context.Context, store string, ops []Operation) e
 		if !ok {
 			return struct{}{}, fault.New("state.Transact", fault.Unsupported, "the state store behind %s doesn't support transactions", store).With(fault.NoTransactions)
 		}
-		if limit := tx.MaxOps(); limit > 0 && len(ops) > limit {
+		if limit := tx.MaxOps(); limit > 0 && len(steps) > limit {
 			return struct{}{}, fault.New("state.Transact", fault.Invalid, "state store %s", store).
-				With(fault.TooManyOps).Because(&LimitError{Ops: len(ops), Max: limit})
+				With(fault.TooManyOps).Because(&LimitError{Ops: len(steps), Max: limit})
 		}
 		return struct{}{}, tx.Transact(ctx, steps)
 	}, func() func(context.Context, block.State) error { return shadowSteps(steps) })
+	if err != nil && !maybeDone(err) {
+		failed()
+	}
 	if fault.ReasonOf(err) == fault.TooManyOps {
 		return err // refused before the store: not counted
 	}
 	s.record(store, "transaction", start, err)
 	return err
+}
+
+// prepare asks the outbox, if there is one.
+func (s *Service) prepare(ctx context.Context, info catalog.Info, ops []Operation) (kept []Operation, markers []string, failed func(), err error) {
+	if s.outbox == nil {
+		return ops, nil, func() {}, nil
+	}
+	return s.outbox.Prepare(ctx, info, ops)
+}
+
+// maybeDone tells whether a transaction that failed may have been committed all the same.
+func maybeDone(err error) bool {
+	switch fault.Of(err) {
+	case fault.Conflict, fault.BadEtag, fault.Invalid, fault.Unsupported, fault.TooLarge, fault.Denied:
+		return false
+	}
+	return fault.SentOf(err) != fault.SentNever
 }
 
 // shadowSteps copies a transaction for a mirror, whose versions are its own. A store without

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"io"
 	"net"
@@ -21,6 +22,8 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/mecha-project/mecha/test/harness"
+
+	_ "modernc.org/sqlite" // driver of dump
 )
 
 // seen is a request an app got.
@@ -204,4 +207,28 @@ func limited(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// dump is all keys of a SQLite store.
+func dump(t *testing.T, file string) string {
+	t.Helper()
+	db, err := sql.Open("sqlite", "file:"+file+"?mode=ro&_pragma=busy_timeout(2000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	rows, err := db.QueryContext(t.Context(), "SELECT key FROM state")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	var b strings.Builder
+	for rows.Next() {
+		var key string
+		if err := rows.Scan(&key); err != nil {
+			t.Fatal(err)
+		}
+		b.WriteString(key + "\n")
+	}
+	return b.String()
 }
