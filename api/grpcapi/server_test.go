@@ -172,7 +172,7 @@ func TestMethodsOfBlocksThatAreNotThere(t *testing.T) {
 		"DeleteBulkState": true, "ExecuteStateTransaction": true, "PublishEvent": true, "BulkPublishEventAlpha1": true, "BulkPublishEvent": true,
 		"SubscribeTopicEventsAlpha1": true, "GetSecret": true, "GetBulkSecret": true, "TryLockAlpha1": true, "UnlockAlpha1": true,
 		"GetConfiguration": true, "GetConfigurationAlpha1": true, "SubscribeConfiguration": true, "SubscribeConfigurationAlpha1": true,
-		"UnsubscribeConfiguration": true, "UnsubscribeConfigurationAlpha1": true, "GetMetadata": true, "SetMetadata": true, "Shutdown": true}
+		"UnsubscribeConfiguration": true, "UnsubscribeConfigurationAlpha1": true, "InvokeBinding": true, "GetMetadata": true, "SetMetadata": true, "Shutdown": true}
 	methods := runtimev1.File_dapr_proto_runtime_v1_dapr_proto.Services().ByName("Dapr").Methods()
 	var b strings.Builder
 	for i := range methods.Len() {

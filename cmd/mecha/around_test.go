@@ -25,6 +25,9 @@ var ways = map[string]string{
 	"runtime/pubsub consumer.go once Deliver":       "inside the call.Do of a delivery",
 	"runtime/pubsub batch.go onceBatch DeliverBulk": "inside the call.Do of a delivery",
 	"runtime/config update.go post Invoke":          "inside the call.Do of an update",
+	"runtime/binding deliver.go exchange Invoke":    "inside the call.Do of an event, or the question whether the app wants it",
+	"runtime/binding deliver.go once BindingEvent":  "inside the call.Do of an event",
+	"runtime/binding deliver.go forward Invoke":     "the service itself, from the beginning",
 	"runtime/app app.go Invoke Invoke":              "the app's own limits, below the chain",
 	"runtime/host load.go askApp Invoke":            "the sidecar's own questions at start, before there are callers",
 	"runtime/host policy.go probe Invoke":           "a health check must reach an endpoint that policy keeps calls from",
@@ -68,7 +71,7 @@ func waysIn(t *testing.T, root string) (out []string) {
 					return true
 				}
 				sel, ok := c.Fun.(*ast.SelectorExpr)
-				if ok && slices.Contains([]string{"Invoke", "Deliver", "DeliverBulk", "Consume", "Transact"}, sel.Sel.Name) && !insideCatalog(c) {
+				if ok && slices.Contains([]string{"Invoke", "Deliver", "DeliverBulk", "BindingEvent", "Consume", "Transact"}, sel.Sel.Name) && !insideCatalog(c) {
 					out = append(out, fmt.Sprintf("%s %s %s %s", pkg, filepath.Base(path), fn.Name.Name, sel.Sel.Name))
 				}
 				return true

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/mecha-project/mecha/api/adminapi"
+	"github.com/mecha-project/mecha/components/pluggable"
 	"github.com/mecha-project/mecha/runtime/host"
 	"github.com/mecha-project/mecha/runtime/settings"
 	"github.com/mecha-project/mecha/runtime/telemetry"
@@ -165,6 +166,7 @@ func buildSidecar(ctx context.Context, set *settings.Settings, log *slog.Logger)
 	if err != nil {
 		return err
 	}
+	all.Fallback(pluggable.Discover(ctx, set.ComponentsSockets, telemetry.Scope(log, "dapr.runtime.pluggable")).Find)
 	metrics, err := openMetrics(set, config)
 	if err != nil {
 		return err

@@ -230,6 +230,15 @@ func TestConfigurationSilence(t *testing.T) {
 	defer s.Close(context.Background())
 	redis.SetRecheck(s, 300*time.Millisecond)
 	f := follow(t, s, "k")
+	ears := func() string {
+		text, _ := r.Do(t.Context(), "client", "list", "type", "pubsub").Text()
+		return text
+	}
+	id, _, _ := strings.Cut(ears(), " ")
+	time.Sleep(time.Second) // nothing to tell
+	if now, _, _ := strings.Cut(ears(), " "); now != id || id == "" {
+		t.Errorf("a quiet connection is not kept: %q became %q", id, now)
+	}
 	srv.Freeze()
 	time.Sleep(time.Second)
 	srv.Thaw()

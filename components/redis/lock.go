@@ -2,6 +2,7 @@ package redis
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -105,7 +106,7 @@ func (l *lock) TryLock(ctx context.Context, name, owner string, ttl time.Duratio
 	if err := l.conn.one(ctx, op, cmd); err != nil {
 		return false, err
 	}
-	return cmd.Err() != goredis.Nil, nil //nolint:errorlint // the library returns it bare, and any other error is handled above
+	return !errors.Is(cmd.Err(), goredis.Nil), nil // the answer to a name that is taken
 }
 
 // TryLockFenced takes a free name and numbers the grant.

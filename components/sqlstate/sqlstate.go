@@ -153,6 +153,15 @@ func Over(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// Unsent marks an error of a driver that came before any statement was sent, such as that of
+// a connection that could not be made.
+type Unsent struct{ Err error }
+
+func (e *Unsent) Error() string { return e.Err.Error() }
+
+// Unwrap gives the cause to errors.Is and errors.As.
+func (e *Unsent) Unwrap() error { return e.Err }
+
 // Closed is the error of a call after Close.
 func Closed(op fault.Op) error {
 	return fault.New(op, fault.Unavailable, "the component is closed").WithSent(fault.SentNever)

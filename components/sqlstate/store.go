@@ -60,6 +60,9 @@ type Dialect struct {
 	// the database was locked and nothing happened.
 	Explain func(error) (e *fault.Error, busy, ok bool)
 
+	// KeyTwice says that Update, Delete and DeleteIf take the key two times in a row: once to
+	// find a row by an index that is lax about keys, once to compare it.
+	KeyTwice bool
 	// OneWriter says that the database takes one writer at a time: those of this process queue.
 	OneWriter bool
 	// Patience is how long to wait while the database is locked.
@@ -239,6 +242,9 @@ func (s *Store) failed(ctx, limited context.Context, op fault.Op, err error, sen
 	if e, _, ok := s.d.Explain(err); ok {
 		e.Op = op
 		return e.Because(err)
+	}
+	if _, ok := errors.AsType[*Unsent](err); ok {
+		sent = fault.SentNever
 	}
 	switch {
 	case Over(ctx) != nil:

@@ -47,12 +47,12 @@ func (s *Store) apply(ctx context.Context, op fault.Op, tx *sql.Tx, o *block.Sta
 	}
 	switch {
 	case o.Delete && o.ETag != "":
-		exec(s.stmts.delIf, o.Key, o.ETag)
+		exec(s.stmts.delIf, s.keyed(o, nil, o.ETag)...)
 	case o.Delete:
-		exec(s.stmts.del, o.Key)
+		exec(s.stmts.del, s.keyed(o, nil)...)
 	case o.ETag != "":
 		text, binary := s.d.Encode(o.Value)
-		exec(s.stmts.update, text, binary, uuid.NewString(), s.d.End(o.TTL), o.Key, o.ETag)
+		exec(s.stmts.update, s.keyed(o, []any{text, binary, uuid.NewString(), s.d.End(o.TTL)}, o.ETag)...)
 	case o.FirstWrite:
 		exec(s.stmts.first, s.row(o)...)
 	default:
@@ -62,6 +62,15 @@ func (s *Store) apply(ctx context.Context, op fault.Op, tx *sql.Tx, o *block.Sta
 		return Refused(op, o)
 	}
 	return err
+}
+
+// keyed are the arguments of a statement about one key: those before it, the key, those after.
+func (s *Store) keyed(o *block.StateOp, before []any, after ...any) []any {
+	args := append(before, o.Key)
+	if s.d.KeyTwice {
+		args = append(args, o.Key)
+	}
+	return append(args, after...)
 }
 
 func affected(r sql.Result, err error) (int64, error) {

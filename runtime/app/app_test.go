@@ -244,3 +244,38 @@ func TestCloseClosesTheChannel(t *testing.T) {
 		t.Errorf("closed %d×, %v", ch.closed.Load(), err)
 	}
 }
+
+// Calls in the app's own protocol have the same limits as others.
+func TestEnter(t *testing.T) {
+	for name, a := range map[string]*app.App{"nil channel": app.New(nil, app.Options{}), "nil app": nil} {
+		if _, err := a.Enter(t.Context()); fault.ReasonOf(err) != fault.NoApp {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := app.New(&fake{invoke: whole}, app.Options{Health: true}).Enter(t.Context()); fault.ReasonOf(err) != fault.AppUnhealthy {
+		t.Errorf("an app that is not healthy: %v", err)
+	}
+	leave, err := app.New(&fake{invoke: whole}, app.Options{}).Enter(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	leave()
+	a := app.New(&fake{invoke: whole}, app.Options{MaxConcurrency: 1})
+	leave, err = a.Enter(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := a.Invoke(ctx, &call.Request{}); fault.Of(err) != fault.Canceled {
+		t.Errorf("Invoke beside the only slot: %v", err)
+	}
+	if _, err := a.Enter(ctx); fault.Of(err) != fault.Canceled {
+		t.Errorf("Enter beside the only slot: %v", err)
+	}
+	leave()
+	if leave, err = a.Enter(t.Context()); err != nil {
+		t.Errorf("a slot that was given back: %v", err)
+	}
+	leave()
+}

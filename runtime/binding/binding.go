@@ -116,11 +116,11 @@ func (s *Service) Invoke(ctx context.Context, r Request) (*block.BindingAnswer, 
 }
 
 func invoke(ctx context.Context, name string, c block.Component, r block.BindingRequest) (*block.BindingAnswer, error) {
-	out, ok := c.(block.Output)
+	comp, ok := c.(block.Output)
 	if !ok { // policy has sent the call to another component than the one that was judged
 		return nil, unknown(name, ": policy sends its calls to an input binding")
 	}
-	return out.Invoke(ctx, r)
+	return comp.Invoke(ctx, r)
 }
 
 // output finds the component of a request and judges the operation. The texts are Dapr's.
