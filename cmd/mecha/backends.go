@@ -11,6 +11,7 @@ import (
 	"github.com/mecha-project/mecha/components/localstorage"
 	"github.com/mecha-project/mecha/components/mdns"
 	"github.com/mecha-project/mecha/components/memory"
+	"github.com/mecha-project/mecha/components/mysql"
 	"github.com/mecha-project/mecha/components/nats"
 	"github.com/mecha-project/mecha/components/postgres"
 	"github.com/mecha-project/mecha/components/redis"
@@ -32,6 +33,7 @@ func backends() (*block.Set, error) {
 		localsecret.Backend(),
 		vault.Backend(),
 		postgres.Backend(),
+		mysql.Backend(),
 		// Name resolution.
 		hostdir.Backend(),
 		mdns.Backend(),

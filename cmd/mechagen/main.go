@@ -19,6 +19,7 @@ import (
 	"github.com/mecha-project/mecha/components/localstorage"
 	"github.com/mecha-project/mecha/components/mdns"
 	"github.com/mecha-project/mecha/components/memory"
+	"github.com/mecha-project/mecha/components/mysql"
 	"github.com/mecha-project/mecha/components/nats"
 	"github.com/mecha-project/mecha/components/postgres"
 	"github.com/mecha-project/mecha/components/redis"
@@ -28,7 +29,7 @@ import (
 )
 
 func main() {
-	all := []block.Backend{memory.Backend(), nats.Backend(), postgres.Backend(), redis.Backend(), localsecret.Backend(), vault.Backend(), cron.Backend(), httpbinding.Backend(), localstorage.Backend(), hostdir.Backend(), mdns.Backend(), dns.Backend(), staticfile.Backend(), sqlite.Backend()}
+	all := []block.Backend{memory.Backend(), nats.Backend(), postgres.Backend(), mysql.Backend(), redis.Backend(), localsecret.Backend(), vault.Backend(), cron.Backend(), httpbinding.Backend(), localstorage.Backend(), hostdir.Backend(), mdns.Backend(), dns.Backend(), staticfile.Backend(), sqlite.Backend()}
 	if err := os.WriteFile("docs/reference/components.md", []byte(components(all)), 0o644); err != nil {
 		fmt.Fprintln(os.Stderr, "mechagen:", err)
 		os.Exit(1)

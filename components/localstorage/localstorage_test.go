@@ -99,6 +99,12 @@ func TestFiles(t *testing.T) {
 	if got := listed(t, b, ""); len(got) != 13 || !slices.Contains(got, want[0]) {
 		t.Errorf("list: %q", got)
 	}
+	if err := os.WriteFile(filepath.Join(root, "sub", ".mecha-writing-1"), nil, 0o600); err != nil { // an unfinished one
+		t.Fatal(err)
+	}
+	if got := listed(t, b, "sub"); !slices.Equal(got, want) {
+		t.Errorf("list beside an unfinished file: %q", got)
+	}
 	if got, err := do(t, b, "delete", "sub/of/x"); got != "nothing" || err != nil {
 		t.Errorf("delete: %s, %v", got, err)
 	}

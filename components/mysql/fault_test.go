@@ -3,6 +3,8 @@ package mysql_test
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -292,4 +294,92 @@ func TestLocked(t *testing.T) {
 	}
 	time.Sleep(200 * time.Millisecond)
 	want(t, s, "k", "1")
+}
+
+// A transaction that the server ends as a deadlock, and so undoes, is begun again.
+func TestDeadlock(t *testing.T) {
+	port := servers.MySQL(t).Port
+	s := open(t, at(port)...)
+	set(t, s, "a", "1")
+	set(t, s, "b", "1")
+	db := direct(t, port, "dapr_state_store")
+	other, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(query string) {
+		t.Helper()
+		if _, err := other.Exec(query); err != nil {
+			t.Fatalf("%s: %v", query, err)
+		}
+	}
+	// The server undoes the transaction that changed less: ours.
+	change(`INSERT INTO state (id, value, isbinary, eTag) SELECT CONCAT('x', seq), '1', 0, 'e' FROM seq_1_to_100`)
+	change(`UPDATE state SET eTag = 'x' WHERE id = 'b'`)
+	done := make(chan error, 1)
+	go func() {
+		done <- s.(block.StateTx).Transact(context.Background(), []block.StateOp{
+			{StateWrite: block.StateWrite{Key: "a", Value: []byte("2")}}, {StateWrite: block.StateWrite{Key: "b", Value: []byte("2")}}})
+	}()
+	waitFor(t, "our transaction to wait", func() bool {
+		return text(t, db, `SELECT COUNT(*) FROM information_schema.INNODB_TRX WHERE trx_state = 'LOCK WAIT'`) == "1"
+	})
+	change(`UPDATE state SET eTag = 'x' WHERE id = 'a'`)
+	if err := other.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Transact: %v", err)
+	}
+	want(t, s, "a", "2")
+	want(t, s, "b", "2")
+}
+
+// Connections that the pool makes in the background are bounded, too: some that a dead path
+// swallows do not hold the pool's places forever.
+func TestSwallowedConnections(t *testing.T) {
+	server := servers.MySQL(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	relay := servers.NewRelay(t, server.Port)
+	var wg sync.WaitGroup
+	var left atomic.Int32 // to swallow
+	wg.Go(func() {
+		var swallowed []net.Conn
+		defer func() {
+			for _, c := range swallowed {
+				_ = c.Close()
+			}
+		}()
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if left.Add(-1) >= 0 {
+				swallowed = append(swallowed, c)
+				continue
+			}
+			there, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", relay.Port))
+			if err != nil {
+				_ = c.Close()
+				continue
+			}
+			wg.Go(func() { _, _ = io.Copy(there, c); _ = there.Close() })
+			wg.Go(func() { _, _ = io.Copy(c, there); _ = c.Close() })
+		}
+	})
+	s := open(t, at(l.Addr().(*net.TCPAddr).Port, "timeout", "1s", "maxConns", "1")...)
+	t.Cleanup(func() { _ = s.Close(context.Background()); _ = l.Close(); relay.Cut(); wg.Wait() })
+	set(t, s, "k", "v")
+	left.Store(2)
+	relay.Cut()
+	var callers sync.WaitGroup
+	for range 3 {
+		callers.Go(func() { _, _ = s.Get(context.Background(), "k", block.StateRead{}) })
+	}
+	callers.Wait()
+	waitFor(t, "a call that works", func() bool { return s.Ping(t.Context()) == nil })
 }

@@ -19,7 +19,7 @@ import (
 // returns a connection to it.
 func daprTables(t testing.TB, port int, schema string) *sql.DB {
 	t.Helper()
-	run(t, direct(t, port, ""), "CREATE DATABASE "+schema)
+	run(t, direct(t, port, ""), "CREATE DATABASE IF NOT EXISTS "+schema)
 	db := direct(t, port, schema)
 	run(t, db, `CREATE TABLE state (id VARCHAR(255) NOT NULL PRIMARY KEY, value JSON NOT NULL, isbinary BOOLEAN NOT NULL,
 		insertDate TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
@@ -123,9 +123,16 @@ func TestWritesDaprsRows(t *testing.T) {
 // In Dapr's own tables the database takes some keys for the same. No key gets another's value.
 func TestLaxKeys(t *testing.T) {
 	port := servers.MySQL(t).Port
-	db := daprTables(t, port, "lax")
+	for _, charset := range []string{"latin1", "utf8mb4"} {
+		t.Run(charset, func(t *testing.T) { laxKeys(t, port, charset) })
+	}
+}
+
+func laxKeys(t *testing.T, port int, charset string) {
+	run(t, direct(t, port, ""), "CREATE DATABASE "+charset+" CHARACTER SET "+charset)
+	db := daprTables(t, port, charset)
 	var log bytes.Buffer
-	s := openLogged(t, &log, at(port, "schemaName", "lax")...)
+	s := openLogged(t, &log, at(port, "schemaName", charset)...)
 	set(t, s, "key", "1")
 	for _, other := range []string{"KEY", "kéy", "key "} {
 		if item, err := s.Get(t.Context(), other, block.StateRead{}); err != nil || item.Exists {
@@ -173,6 +180,22 @@ func TestLaxKeys(t *testing.T) {
 	if err := s.Set(t.Context(), block.StateWrite{Key: strings.Repeat("k", 256)}); fault.Of(err) != fault.TooLarge {
 		t.Errorf("a key of 256 characters: %v (%v)", err, fault.Of(err))
 	}
+	err := s.Set(t.Context(), block.StateWrite{Key: "键", Value: []byte("v")})
+	if charset == "latin1" {
+		if fault.Of(err) != fault.Invalid {
+			t.Errorf("a key that the column cannot hold: %v (%v)", err, fault.Of(err))
+		}
+		return
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	// The manual's way out.
+	run(t, db, `ALTER TABLE state MODIFY id VARBINARY(3072) NOT NULL`)
+	set(t, s, "key", "4")
+	want(t, s, "KEY", "3")
+	want(t, s, "键", "v")
+	set(t, s, strings.Repeat("k", 256), "v")
 }
 
 func TestLimits(t *testing.T) {

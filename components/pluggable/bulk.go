@@ -3,9 +3,12 @@ package pluggable
 import (
 	"bytes"
 	"context"
+	"errors"
 
 	proto "github.com/dapr/dapr/pkg/proto/components/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/fault"
@@ -124,6 +127,9 @@ func many[T any](s *state, items []T, about func(*T) (key string, conditional bo
 		err := all(items)
 		if err == nil {
 			return nil
+		}
+		if status.Code(errors.Unwrap(err)) == codes.Unimplemented {
+			s.single.Store(true)
 		}
 		if fault.Of(err) != fault.Unsupported { // else it may be one item's, or the bulk call's
 			for i := range errs {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -15,8 +16,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	reflectv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
-	reflectv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
+	reflection "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 
 	"github.com/mecha-project/mecha/components/block"
@@ -147,56 +147,34 @@ func socketsOf(folder string) (map[string]string, error) {
 	return out, nil
 }
 
-// servicesOf asks a socket by gRPC reflection, first in the version that the protocol's own
-// libraries offer.
+// servicesOf asks a socket by gRPC reflection.
 func servicesOf(ctx context.Context, socket string) ([]string, error) {
 	s, err := dial(socket, "")
 	if err != nil {
 		return nil, err
 	}
 	defer s.end()
-	services, err := alphaServices(ctx, s.cc)
+	// The components' own libraries offer v1alpha. The messages of both versions are the same.
+	services, err := servicesBy(ctx, s.cc, "grpc.reflection.v1alpha.ServerReflection")
 	if status.Code(err) == codes.Unimplemented {
-		services, err = v1Services(ctx, s.cc)
+		services, err = servicesBy(ctx, s.cc, reflection.ServerReflection_ServiceDesc.ServiceName)
 	}
 	return services, err
 }
 
-func alphaServices(ctx context.Context, cc *grpc.ClientConn) ([]string, error) {
-	ctx, cancel := context.WithCancel(ctx)
+func servicesBy(ctx context.Context, cc *grpc.ClientConn, service string) ([]string, error) {
+	ctx, cancel := context.WithCancel(ctx) // ends the stream
 	defer cancel()
-	stream, err := reflectv1alpha.NewServerReflectionClient(cc).ServerReflectionInfo(ctx)
+	stream, err := cc.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/"+service+"/ServerReflectionInfo")
 	if err != nil {
 		return nil, err
 	}
-	err = stream.Send(&reflectv1alpha.ServerReflectionRequest{MessageRequest: &reflectv1alpha.ServerReflectionRequest_ListServices{}})
-	if err != nil && !errors.Is(err, errEOF) {
+	ask := &reflection.ServerReflectionRequest{MessageRequest: &reflection.ServerReflectionRequest_ListServices{}}
+	if err := stream.SendMsg(ask); err != nil && !errors.Is(err, io.EOF) { // then RecvMsg tells more
 		return nil, err
 	}
-	answer, err := stream.Recv()
-	if err != nil {
-		return nil, err
-	}
-	var out []string
-	for _, s := range answer.GetListServicesResponse().GetService() {
-		out = append(out, s.GetName())
-	}
-	return out, nil
-}
-
-func v1Services(ctx context.Context, cc *grpc.ClientConn) ([]string, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := reflectv1.NewServerReflectionClient(cc).ServerReflectionInfo(ctx)
-	if err != nil {
-		return nil, err
-	}
-	err = stream.Send(&reflectv1.ServerReflectionRequest{MessageRequest: &reflectv1.ServerReflectionRequest_ListServices{}})
-	if err != nil && !errors.Is(err, errEOF) {
-		return nil, err
-	}
-	answer, err := stream.Recv()
-	if err != nil {
+	var answer reflection.ServerReflectionResponse
+	if err := stream.RecvMsg(&answer); err != nil {
 		return nil, err
 	}
 	var out []string

@@ -36,7 +36,8 @@ func (i *instance) failure(ctx context.Context, op fault.Op, before string, err 
 	if i.closed() {
 		return i.gone(op, errOver).WithSent(sent)
 	}
-	if !ok || st.Code() == codes.Unavailable {
+	// Canceled, though nobody did: the connection ended under the call.
+	if !ok || st.Code() == codes.Unavailable || st.Code() == codes.Canceled {
 		return i.gone(op, err).WithSent(sent)
 	}
 	if e := etagRefusal(op, st); e != nil {

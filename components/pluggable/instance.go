@@ -3,7 +3,6 @@ package pluggable
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"slices"
 	"strings"
@@ -32,7 +31,6 @@ const instanceKey = "x-component-instance"
 const maxMessage = 64 << 20
 
 var (
-	errEOF  = io.EOF
 	errLost = errors.New("the connection to the component is lost")
 	errOver = errors.New("the component is closed")
 )

@@ -19,6 +19,7 @@ const (
 	firstPause = 100 * time.Millisecond
 	lastPause  = 5 * time.Second
 	farewell   = 300 * time.Millisecond
+	greeting   = 30 * time.Second // for Init, which others wait for too
 )
 
 // following reads a stream of a component for as long as somebody wants it, over every stream that
@@ -67,7 +68,9 @@ func (f *following[Q, R]) run(ctx context.Context) error {
 
 // once follows one stream to its end and tells whether it brought anything.
 func (f *following[Q, R]) once(ctx context.Context) (any bool, err error) {
-	s, err := f.session(ctx, f.op)
+	bounded, done := context.WithTimeout(ctx, greeting)
+	s, err := f.session(bounded, f.op)
+	done()
 	if err != nil {
 		return false, err
 	}

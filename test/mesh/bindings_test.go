@@ -261,3 +261,30 @@ func TestInputBindingsForTheSDK(t *testing.T) {
 	}
 	wantMetric(t, s, "dapr_component_input_binding_count{", `component="tick"`, `success="true"`)
 }
+
+// A binding whose file changes is read anew, and one whose file goes is not read any more.
+func TestInputBindingsReload(t *testing.T) {
+	app := &counted{got: map[string]int{}, head: map[string]http.Header{}, answer: func(string) int { return 200 }}
+	s := harness.NewMesh(t).Start(harness.Options{AppID: "shop", AppPort: harness.Serve(t, app), Files: map[string]string{
+		"1.yaml": component("tick", "bindings.cron", "schedule", "@every 1s")}})
+	eventually(t, 20*time.Second, "an event", func() bool { return app.count("POST /tick") > 0 })
+	path := filepath.Join(s.Dir, "1.yaml")
+	if err := os.WriteFile(path, []byte(component("tick", "bindings.cron", "schedule", "* * * * * *", "route", "other")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, "an event at the new route", func() bool { return app.count("POST /other") > 0 })
+	was := app.count("POST /tick")
+	eventually(t, 20*time.Second, "more events", func() bool { return app.count("POST /other") > 2 })
+	if n := app.count("POST /tick"); n > was {
+		t.Errorf("%d events at the old route", n-was)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	s.WaitLog("Component removed: tick (bindings.cron/v1)")
+	was = app.count("POST /other")
+	time.Sleep(2500 * time.Millisecond)
+	if n := app.count("POST /other"); n > was+1 { // one may have been on its way
+		t.Errorf("%d events of a binding that was removed", n-was)
+	}
+}
