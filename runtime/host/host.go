@@ -312,7 +312,7 @@ func (h *Sidecar) buildServices(ctx context.Context, l Listeners) error {
 	bs := binding.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.binding"), Recorder: h.o.Metrics, Tracing: h.o.Tracing,
 		App: h.app, Inbound: inbound(call.Binding), AskTimeout: h.s.AppBindingOptionsTimeout}
 	if h.app.Exists() {
-		ps.App, ps.Sink = h.app, h.appSide.Sink()
+		ps.App, ps.Sink = h.app, pubsub.Admitted(h.app, h.appSide.Sink())
 		bs.Sink = h.appSide.Bindings()
 	}
 	messages := pubsub.New(h.catalog.PubSub, h.self, ps)
