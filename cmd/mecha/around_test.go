@@ -16,21 +16,23 @@ import (
 // is inside a policy chain, or may do without. Components need no list: the catalog does not
 // hand them out.
 var ways = map[string]string{
-	"runtime/invoke attempt.go send Invoke":         "an attempt that call.Run makes",
-	"runtime/invoke attempt.go toSelf Invoke":       "the attempt above, when calls that arrive have no policy",
-	"runtime/invoke attempt.go remote Invoke":       "an attempt that call.Run makes",
-	"runtime/invoke attempt.go mirror Invoke":       "a call of its own, from the beginning",
-	"runtime/invoke invoke.go ownApp Invoke":        "between Next and Ended of a call that arrived",
-	"runtime/pubsub deliver.go exchange Invoke":     "inside the call.Do of a delivery",
-	"runtime/pubsub consumer.go once Deliver":       "inside the call.Do of a delivery",
-	"runtime/pubsub batch.go onceBatch DeliverBulk": "inside the call.Do of a delivery",
-	"runtime/config update.go post Invoke":          "inside the call.Do of an update",
-	"runtime/binding deliver.go exchange Invoke":    "inside the call.Do of an event, or the question whether the app wants it",
-	"runtime/binding deliver.go once BindingEvent":  "inside the call.Do of an event",
-	"runtime/binding deliver.go forward Invoke":     "the service itself, from the beginning",
-	"runtime/app app.go Invoke Invoke":              "the app's own limits, below the chain",
-	"runtime/host load.go askApp Invoke":            "the sidecar's own questions at start, before there are callers",
-	"runtime/host policy.go probe Invoke":           "a health check must reach an endpoint that policy keeps calls from",
+	"runtime/invoke attempt.go send Invoke":           "an attempt that call.Run makes",
+	"runtime/invoke attempt.go toSelf Invoke":         "the attempt above, when calls that arrive have no policy",
+	"runtime/invoke attempt.go remote Invoke":         "an attempt that call.Run makes",
+	"runtime/invoke attempt.go mirror Invoke":         "a call of its own, from the beginning",
+	"runtime/invoke invoke.go ownApp Invoke":          "between Next and Ended of a call that arrived",
+	"runtime/pubsub deliver.go exchange Invoke":       "inside the call.Do of a delivery",
+	"runtime/pubsub consumer.go once Deliver":         "inside the call.Do of a delivery",
+	"runtime/pubsub batch.go onceBatch DeliverBulk":   "inside the call.Do of a delivery",
+	"runtime/config update.go post Invoke":            "inside the call.Do of an update",
+	"runtime/binding deliver.go exchange Invoke":      "inside the call.Do of an event, or the question whether the app wants it",
+	"runtime/binding deliver.go once BindingEvent":    "inside the call.Do of an event",
+	"runtime/binding deliver.go forward Invoke":       "the service itself, from the beginning",
+	"runtime/app app.go Invoke Invoke":                "the app's own limits, below the chain",
+	"runtime/pubsub admit.go Deliver Deliver":         "the app's own limits, below the chain",
+	"runtime/pubsub admit.go DeliverBulk DeliverBulk": "the app's own limits, below the chain",
+	"runtime/host load.go askApp Invoke":              "the sidecar's own questions at start, before there are callers",
+	"runtime/host policy.go probe Invoke":             "a health check must reach an endpoint that policy keeps calls from",
 }
 
 // No call may reach a backend, an app or a peer around its policy.

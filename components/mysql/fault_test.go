@@ -322,6 +322,7 @@ func TestDeadlock(t *testing.T) {
 			{StateWrite: block.StateWrite{Key: "a", Value: []byte("2")}}, {StateWrite: block.StateWrite{Key: "b", Value: []byte("2")}}})
 	}()
 	waitFor(t, "our transaction to wait", func() bool {
+		time.Sleep(200 * time.Millisecond) // the view is not renewed when it is read more often than every 100ms
 		return text(t, db, `SELECT COUNT(*) FROM information_schema.INNODB_TRX WHERE trx_state = 'LOCK WAIT'`) == "1"
 	})
 	change(`UPDATE state SET eTag = 'x' WHERE id = 'a'`)

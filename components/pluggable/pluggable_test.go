@@ -315,6 +315,8 @@ func TestHang(t *testing.T) {
 	well := open(t, f, "state.well", "w").(block.State)
 	hung.Freeze()
 	defer hung.Thaw()
+	for met.Ping(within(t, 200*time.Millisecond)) == nil { // the signal takes effect a little later
+	}
 	for s, want := range map[block.State]fault.Sent{met: fault.SentMaybe, new: fault.SentNever} {
 		var wg sync.WaitGroup
 		for range 3 { // none waits for another
