@@ -20,6 +20,7 @@ import (
 	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/components/localstorage"
+	"github.com/mecha-project/mecha/test/untested"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -166,7 +167,7 @@ func TestLinks(t *testing.T) {
 	}
 	for name, to := range map[string]string{"file": secret, "folder": outside, "up": "../..", "in": "real"} {
 		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
-			t.Skip(err)
+			untested.Skip(t, "links: %v", err)
 		}
 	}
 	b := open(t, dir)
@@ -229,7 +230,7 @@ func TestWholeFiles(t *testing.T) {
 
 func TestConfig(t *testing.T) {
 	if os.PathSeparator != '/' {
-		t.Skip("folders of Unix systems")
+		untested.Skip(t, "refused folders of the system: their names are those of Unix")
 	}
 	for path, refused := range map[string]bool{"/": true, "/etc": true, "/etc/mine": true, "/proc/self": true, "/usr": true, "/usr/bin/x": true, "/var/run/secrets/k": true,
 		"/tmp/../etc": true, "/etcetera": false, "/var/lib/orders": false, "/usr/local/share/x": false, "data": false, "/tmp/x": false} {
@@ -243,7 +244,7 @@ func TestConfig(t *testing.T) {
 	}
 	link := filepath.Join(t.TempDir(), "link")
 	if err := os.Symlink("/etc", link); err != nil {
-		t.Skip(err)
+		untested.Skip(t, "links: %v", err)
 	}
 	if err := open(t, link).Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "leads to /etc, a folder of the system") {
 		t.Errorf("a link to a folder of the system: %v", err)
