@@ -20,7 +20,7 @@ const (
 	drainLimit = 256 << 10 // bytes of an unread request body worth reading to keep a connection
 	drainTime  = 500 * time.Millisecond
 	lingerTime = 500 * time.Millisecond // for the answer to be read before unread bytes reset it away
-	lingerMax  = 4 << 20
+	lingerMax  = 16 << 20               // four bodies of the default limit: clients that write it all before they read
 )
 
 // States of a server connection.
