@@ -54,7 +54,7 @@ func (c *Config) Validate() error {
 
 // Folders nobody keeps an app's files in, with what is in them and alone.
 var (
-	systemTrees   = []string{"/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/root/.ssh", "/run/secrets", "/sbin", "/sys", "/usr/bin", "/usr/lib", "/usr/sbin", "/var/run/secrets"}
+	systemTrees   = []string{"/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run/secrets", "/sbin", "/sys", "/usr/bin", "/usr/lib", "/usr/sbin", "/var/run/secrets"}
 	systemFolders = []string{"/", "/home", "/opt", "/root", "/run", "/srv", "/usr", "/usr/local", "/var", "/var/lib", "/var/run"}
 )
 
@@ -63,6 +63,10 @@ func ofSystem(abs string) bool {
 	if runtime.GOOS == "windows" {
 		windows := os.Getenv("SystemRoot")
 		return filepath.Dir(abs) == abs || windows != "" && within(strings.ToLower(abs), strings.ToLower(windows))
+	}
+	// Anybody's keys of SSH, wherever the home is.
+	if slices.Contains(strings.Split(abs, string(filepath.Separator)), ".ssh") {
+		return true
 	}
 	return slices.Contains(systemFolders, abs) || slices.ContainsFunc(systemTrees, func(tree string) bool { return within(abs, tree) })
 }

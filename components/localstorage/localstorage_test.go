@@ -232,7 +232,7 @@ func TestConfig(t *testing.T) {
 	if os.PathSeparator != '/' {
 		untested.Skip(t, "refused folders of the system: their names are those of Unix")
 	}
-	for path, refused := range map[string]bool{"/": true, "/etc": true, "/etc/mine": true, "/proc/self": true, "/usr": true, "/usr/bin/x": true, "/var/run/secrets/k": true,
+	for path, refused := range map[string]bool{"/": true, "/etc": true, "/etc/mine": true, "/proc/self": true, "/usr": true, "/usr/bin/x": true, "/var/run/secrets/k": true, "/home/me/.ssh": true, "/home/me/.ssh/x": true, "/home/me/.sshow": false,
 		"/tmp/../etc": true, "/etcetera": false, "/var/lib/orders": false, "/usr/local/share/x": false, "data": false, "/tmp/x": false} {
 		err := conf.Decode(conf.Items("rootPath", path), localstorage.DefaultConfig()).Err()
 		if got := err != nil && strings.Contains(err.Error(), "a folder of the system"); got != refused {
