@@ -6,12 +6,11 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 
 	"gopkg.in/yaml.v3"
 
+	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/components/fault"
 )
 
@@ -30,15 +29,13 @@ import (
 // Bounds of a file.
 const (
 	maxFileBytes = 4 << 20
-	maxFindings  = 20
 )
 
 // parser collects values and findings.
 type parser struct {
-	file     string
-	values   map[string]string
-	lines    map[string]int
-	findings []error
+	conf.FileFindings
+	values map[string]string
+	lines  map[string]int
 }
 
 // parse reads the content of a file. The error lists the findings as "file:line: words" and has
@@ -49,43 +46,43 @@ func parse(file string, content []byte) (map[string]string, error) {
 		// tab is not allowed, so this changes no value.
 		content = bytes.ReplaceAll(content, []byte("\t"), []byte(" "))
 	}
-	p := &parser{file: file, values: map[string]string{}, lines: map[string]int{}}
+	p := &parser{FileFindings: conf.FileFindings{File: file}, values: map[string]string{}, lines: map[string]int{}}
 	var root, more yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(content))
 	switch err := dec.Decode(&root); {
 	case errors.Is(err, io.EOF):
-		p.report(1, "the file is empty; write {} if there are to be no settings")
+		p.Add(1, "the file is empty; write {} if there are to be no settings")
 	case err != nil:
-		p.syntax(err)
+		p.AddSyntax(err)
 	case len(root.Content) != 1:
-		p.report(root.Line, "the file is not one mapping of keys to values")
+		p.Add(root.Line, "the file is not one mapping of keys to values")
 	default:
 		p.document(root.Content[0])
 		if err := dec.Decode(&more); err == nil {
-			p.report(more.Line, "the file has a second document; put all settings into one")
+			p.Add(more.Line, "the file has a second document; put all settings into one")
 		} else if !errors.Is(err, io.EOF) {
-			p.syntax(err)
+			p.AddSyntax(err)
 		}
 	}
-	if len(p.findings) > 0 {
-		return nil, fault.New("configfile.parse", fault.Invalid, "configuration file is wrong").Because(errors.Join(p.findings...))
+	if p.Len() > 0 {
+		return nil, fault.New("configfile.parse", fault.Invalid, "configuration file is wrong").Because(p.Err())
 	}
 	return p.values, nil
 }
 
 func (p *parser) document(n *yaml.Node) {
 	if n.Kind != yaml.MappingNode {
-		p.report(n.Line, "the file is "+kind(n)+", want a mapping of keys to values")
+		p.Add(n.Line, "the file is "+kind(n)+", want a mapping of keys to values")
 		return
 	}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
 		if key.Kind != yaml.ScalarNode || key.Tag == "!!merge" {
-			p.report(key.Line, "a key is "+kind(key)+", want plain text")
+			p.Add(key.Line, "a key is "+kind(key)+", want plain text")
 			continue
 		}
 		if line, twice := p.lines[key.Value]; twice {
-			p.report(key.Line, fmt.Sprintf("key %q is in line %d already", key.Value, line))
+			p.Add(key.Line, fmt.Sprintf("key %q is in line %d already", key.Value, line))
 			continue
 		}
 		p.lines[key.Value] = key.Line
@@ -98,9 +95,9 @@ func (p *parser) document(n *yaml.Node) {
 func (p *parser) value(key string, n *yaml.Node) {
 	switch {
 	case n.Kind != yaml.ScalarNode:
-		p.report(n.Line, fmt.Sprintf("the value of %q is %s, want plain text; for lists and mappings write JSON as text", key, kind(n)))
+		p.Add(n.Line, fmt.Sprintf("the value of %q is %s, want plain text; for lists and mappings write JSON as text", key, kind(n)))
 	case n.Tag == "!!null" && n.Value != "":
-		p.report(n.Line, fmt.Sprintf("the value of %q is %s, which is no value; leave the key out, or quote it", key, n.Value))
+		p.Add(n.Line, fmt.Sprintf("the value of %q is %s, which is no value; leave the key out, or quote it", key, n.Value))
 	default:
 		p.values[key] = n.Value
 	}
@@ -120,27 +117,4 @@ func kind(n *yaml.Node) string {
 		return "empty"
 	}
 	return "a single value"
-}
-
-func (p *parser) report(line int, words string) {
-	switch {
-	case len(p.findings) < maxFindings:
-		p.findings = append(p.findings, fmt.Errorf("%s:%d: %s", p.file, max(line, 1), words))
-	case len(p.findings) == maxFindings:
-		p.findings = append(p.findings, errors.New("and more"))
-	}
-}
-
-var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
-
-// syntax reports what the YAML reader says, with its line moved to the front.
-func (p *parser) syntax(err error) {
-	text, line := err.Error(), 1
-	if m := yamlLine.FindStringSubmatch(text); m != nil {
-		text = text[len(m[0]):]
-		if n, err := strconv.Atoi(m[1]); err == nil {
-			line = n
-		}
-	}
-	p.report(line, text)
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -37,7 +36,6 @@ import (
 const (
 	maxFileBytes = 1 << 20
 	maxInstances = 10_000
-	maxFindings  = 20
 )
 
 // table is a parsed file: the instances of each name, in the order of the file.
@@ -55,12 +53,11 @@ func (t table) copyOf(name block.Name) []block.Instance {
 
 // parser collects instances and findings.
 type parser struct {
-	file      string
+	conf.FileFindings
 	namespace string
 	table     table
 	ids       map[string]int // line of each id
 	total     int
-	findings  []error
 }
 
 // parse reads the content of a file. The error lists the findings as "file:line: words" and
@@ -71,14 +68,14 @@ func parse(file string, content []byte, namespace string) (table, error) {
 		// bare tab is not allowed, so this changes no value.
 		content = bytes.ReplaceAll(content, []byte("\t"), []byte(" "))
 	}
-	p := &parser{file: file, namespace: namespace, table: table{}, ids: map[string]int{}}
+	p := &parser{FileFindings: conf.FileFindings{File: file}, namespace: namespace, table: table{}, ids: map[string]int{}}
 	var root, more yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(content))
 	switch err := dec.Decode(&root); {
 	case errors.Is(err, io.EOF):
 		return p.table, nil // empty, or comments only: no apps
 	case err != nil:
-		p.syntax(err)
+		p.AddSyntax(err)
 	case len(root.Content) != 1:
 		p.bad(&root, "the file is not one mapping")
 	default:
@@ -86,40 +83,17 @@ func parse(file string, content []byte, namespace string) (table, error) {
 		if err := dec.Decode(&more); err == nil {
 			p.bad(&more, "the file has a second document; put all apps into one")
 		} else if !errors.Is(err, io.EOF) {
-			p.syntax(err)
+			p.AddSyntax(err)
 		}
 	}
-	if len(p.findings) > 0 {
-		return nil, fault.New("staticfile.parse", fault.Invalid, "registry file is wrong").Because(errors.Join(p.findings...))
+	if p.Len() > 0 {
+		return nil, fault.New("staticfile.parse", fault.Invalid, "registry file is wrong").Because(p.Err())
 	}
 	return p.table, nil
 }
 
 func (p *parser) bad(n *yaml.Node, format string, args ...any) {
-	p.report(n.Line, fmt.Sprintf(format, args...))
-}
-
-func (p *parser) report(line int, words string) {
-	switch {
-	case len(p.findings) < maxFindings:
-		p.findings = append(p.findings, fmt.Errorf("%s:%d: %s", p.file, max(line, 1), words))
-	case len(p.findings) == maxFindings:
-		p.findings = append(p.findings, errors.New("and more"))
-	}
-}
-
-var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
-
-// syntax reports what the YAML reader says, with its line moved to the front.
-func (p *parser) syntax(err error) {
-	text, line := err.Error(), 1
-	if m := yamlLine.FindStringSubmatch(text); m != nil {
-		text = text[len(m[0]):]
-		if n, err := strconv.Atoi(m[1]); err == nil {
-			line = n
-		}
-	}
-	p.report(line, text)
+	p.Add(n.Line, fmt.Sprintf(format, args...))
 }
 
 // pairs gives the keys and values of a mapping, once each. It reports everything else,
@@ -196,13 +170,13 @@ func (p *parser) app(key, value *yaml.Node) {
 
 func (p *parser) instance(app string, n *yaml.Node) {
 	in := block.Instance{App: app, Namespace: p.namespace}
-	before := len(p.findings)
+	before := p.Len()
 	if n.Kind == yaml.ScalarNode {
 		in.Address = n.Value
 	} else {
 		p.pairs(n, "an instance of "+strconv.Quote(app), func(key, value *yaml.Node) { p.field(&in, key, value) })
 	}
-	if len(p.findings) > before {
+	if p.Len() > before {
 		return
 	}
 	if in.ID == "" {

@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/components/fault"
 )
 
@@ -81,8 +82,8 @@ func TestParseReportsEverythingWithinReason(t *testing.T) {
 	if err == nil {
 		t.Fatal("no error")
 	}
-	if n := strings.Count(err.Error(), "\n"); n != maxFindings {
-		t.Errorf("%d lines, want %d findings and a last line", n+1, maxFindings)
+	if n := strings.Count(err.Error(), "\n"); n != conf.MaxFileFindings {
+		t.Errorf("%d lines, want %d findings and a last line", n+1, conf.MaxFileFindings)
 	}
 }
 
