@@ -110,9 +110,10 @@ func (m *Map[V]) insert(s *shard[V], key string) (e *entry[V], over bool) {
 }
 
 // shrink forgets one key of another shard than i, or of i if the others are empty. It holds
-// one lock at a time.
+// one lock at a time, so keys may move past it while it looks: it goes round until it met one.
+// The map is over its bound until then, so there is one to meet.
 func (m *Map[V]) shrink(i int) {
-	for n := range m.parts {
+	for n := 0; m.kept.Load() > m.max; n++ {
 		s := &m.parts[(i+1+n)%len(m.parts)]
 		s.mu.Lock()
 		found := s.older != nil
