@@ -43,9 +43,9 @@ arrows: ## the import rules of the house
 	$(GO) test ./cmd/mecha -run TestArrows -count=1
 
 generated: generate ## fail if generated files differ from what is committed
-	@if [ -n "$$(git status --porcelain -- docs/reference)" ]; then echo "generated files changed; commit them:"; git status --porcelain -- docs/reference; exit 1; fi
+	@if [ -n "$$(git status --porcelain -- docs/reference api/mecha)" ]; then echo "generated files changed; commit them:"; git status --porcelain -- docs/reference api/mecha; exit 1; fi
 
-generate: ## write the generated reference pages again
+generate: ## write the generated reference pages and stubs again
 	$(GO) test ./runtime/settings -run Reference -count=1 -args -update >/dev/null
 	$(GO) test ./runtime/policy -run TestReference -count=1 -args -update >/dev/null
 	$(GO) run ./cmd/mechagen

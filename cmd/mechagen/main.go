@@ -1,9 +1,10 @@
-// Command mechagen writes the reference pages that are derived from code. `make generate` runs
-// it from the repository's root; `make check` fails when its output differs from what is
-// committed.
+// Command mechagen writes what is derived: the reference pages from code, the stubs of api/mecha/v1
+// from their proto files. `make generate` runs it from the repository's root; `make check` fails
+// when its output differs from what is committed.
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"sort"
@@ -30,7 +31,11 @@ import (
 
 func main() {
 	all := []block.Backend{memory.Backend(), nats.Backend(), postgres.Backend(), mysql.Backend(), redis.Backend(), localsecret.Backend(), vault.Backend(), cron.Backend(), httpbinding.Backend(), localstorage.Backend(), hostdir.Backend(), mdns.Backend(), dns.Backend(), staticfile.Backend(), sqlite.Backend()}
-	if err := os.WriteFile("docs/reference/components.md", []byte(components(all)), 0o644); err != nil {
+	err := os.WriteFile("docs/reference/components.md", []byte(components(all)), 0o644)
+	if err == nil {
+		err = stubs(context.Background())
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "mechagen:", err)
 		os.Exit(1)
 	}

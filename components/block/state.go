@@ -88,3 +88,40 @@ type StateTx interface {
 
 // StateTTL is offered by stores that expire items by themselves.
 type StateTTL interface{ ExpiresItems() }
+
+// StateScan is offered by stores that can go through their keys.
+type StateScan interface {
+	// Scan gives up to limit items whose keys begin with prefix, from the page that token names;
+	// an empty token is the first page. next is empty at the end; a page may be short, or empty,
+	// before it. An item that exists throughout the scan is given at least once, and twice only in
+	// different pages; expired items are left out. A token that is not this store's is
+	// fault.Invalid with fault.BadToken; one of a scan made before the store was restarted may be.
+	// With keysOnly values may be left out.
+	Scan(ctx context.Context, prefix, token string, limit int, keysOnly bool) (items []StateItem, next string, err error)
+}
+
+// StateWatch is offered by stores that tell of changes.
+type StateWatch interface {
+	// Watch tells of every change to keys that begin with prefix until ctx ends, and then returns
+	// ctx's error. It calls changed from one goroutine, in the order of a key's changes; changes
+	// that follow each other closely may come as the last of them. Items that were removed, or
+	// expired (as late as the store notices), come with Exists false. The slice belongs to the
+	// callee; changed may block.
+	//
+	// started is called once, as soon as no later change can be missed. When changes may have been
+	// missed (a connection was lost for longer than the store remembers) Watch returns
+	// fault.Unavailable: the caller reads all again.
+	Watch(ctx context.Context, prefix string, started func(), changed func([]StateItem)) error
+}
+
+// StateFence is offered by stores that can make a transaction depend on a number, and raise it, in
+// one atomic step. So a former owner, who has a lower number, cannot write any more.
+type StateFence interface {
+	// TransactFenced applies all operations, as Transact does, and sets the number kept under the
+	// key fence to epoch, if that number is not greater than epoch. A fence never seen counts as
+	// 0. When the number is greater nothing happens: fault.Conflict with fault.Fenced. The fence's
+	// key is in the same space as keys of items, arrives already scoped, is nobody's item, and
+	// does not expire. An empty ops raises the number alone. Where keys are spread over servers
+	// that cannot act as one, it is fault.Unsupported.
+	TransactFenced(ctx context.Context, fence string, epoch uint64, ops []StateOp) error
+}

@@ -108,6 +108,11 @@ const (
 	EventMismatch   Reason = "bulk_event_mismatch" // a bulk event that does not fit its content type
 	NoTransactions  Reason = "no_transactions"
 	NoQuery         Reason = "no_query"
+	NoScan          Reason = "no_scan"
+	NoWatch         Reason = "no_watch"
+	NoFence         Reason = "no_fence"
+	BadToken        Reason = "bad_page_token"
+	Fenced          Reason = "fenced"        // a later epoch has written
 	OutboxFailed    Reason = "outbox_failed" // an event could not be put into the outbox
 	TooManyOps      Reason = "too_many_operations"
 	NoTarget        Reason = "no_target" // the request names no app to call
