@@ -33,6 +33,7 @@ type Error struct {
 	Resource *Resource
 	Field    *Field
 	Help     string // URL
+	Domain   string // of the ErrorInfo; empty: Dapr's
 	// Rule is the policy that decided this; After is when to try again. Either may be empty.
 	Rule  string
 	After time.Duration
@@ -53,7 +54,12 @@ func (r Row) Because(message string) *Error { return &Error{Row: r, Message: mes
 // Error makes *Error an error.
 func (e *Error) Error() string { return e.Message }
 
-const domain = "dapr.io"
+func (e *Error) domain() string {
+	if e.Domain != "" {
+		return e.Domain
+	}
+	return "dapr.io"
+}
 
 // Status is the gRPC form. Protobuf refuses text that is not UTF-8 and would drop the details
 // with it, so such bytes (an app's answer cut in the middle of a letter) become U+FFFD.
@@ -67,7 +73,7 @@ func (e *Error) Status() *status.Status {
 		details = append(details, &errdetails.ResourceInfo{ResourceType: valid(e.Resource.Type), ResourceName: valid(e.Resource.Name),
 			Owner: valid(e.Resource.Owner), Description: valid(e.Resource.Description)})
 	}
-	details = append(details, &errdetails.ErrorInfo{Reason: e.Info, Domain: domain, Metadata: validMap(e.Metadata)})
+	details = append(details, &errdetails.ErrorInfo{Reason: e.Info, Domain: e.domain(), Metadata: validMap(e.Metadata)})
 	if e.Field != nil {
 		details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: valid(e.Field.Name), Description: valid(e.Field.Description)}}})
 	}
@@ -131,7 +137,7 @@ func (e *Error) appendDetails(b []byte) []byte {
 	}
 	b = append(b, typ+`ErrorInfo","reason":`...)
 	b = AppendString(b, e.Info)
-	b = append(b, `,"domain":"`+domain+`","metadata":`...)
+	b = append(b, `,"domain":"`+e.domain()+`","metadata":`...)
 	b = appendMap(b, e.Metadata)
 	b = append(b, '}')
 	if f := e.Field; f != nil {

@@ -20,6 +20,7 @@ var (
 	Internal           = Row{"ERR_INTERNAL", 500, codes.Internal, ""}
 	Unclassified       = Row{"ERROR", 500, codes.Unknown, ""}
 	APIUnimplemented   = Row{"ERR_API_UNIMPLEMENTED", 501, codes.Unimplemented, ""}
+	NoSuchMethod       = Row{"NO_SUCH_METHOD", 404, codes.Unimplemented, ""}
 	NoInvokeTarget     = Row{"ERR_DIRECT_INVOKE", 404, codes.NotFound, ""}
 	DirectInvoke       = Row{"ERR_DIRECT_INVOKE", 500, codes.Internal, ""}
 	DirectInvokeDenied = Row{"ERR_DIRECT_INVOKE", 403, codes.Internal, ""}

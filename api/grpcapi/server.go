@@ -10,6 +10,7 @@ import (
 	"time"
 
 	runtimev1 "github.com/dapr/dapr/pkg/proto/runtime/v1"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
@@ -66,6 +67,7 @@ type Options struct {
 	Lock    Lock
 	Config  Config
 	Binding Binding
+	Native  func(grpc.ServiceRegistrar) // registers services of our own; may be nil
 	About   *about.Sidecar
 	Observe Observer
 	Tracing Tracing
@@ -86,6 +88,9 @@ func New(o Options) *Server {
 	s := &Server{o: o}
 	s.wire = &h2.Server{Handler: s.handle, TooLarge: s.tooLarge, MaxHeaderList: max(o.MaxHeader, 0), Log: o.Log}
 	runtimev1.RegisterDaprServer(&s.services, s)
+	if o.Native != nil {
+		o.Native(&s.services)
+	}
 	reflection.Register(&s.services)
 	return s
 }
@@ -156,28 +161,39 @@ type Rule struct{ Name, Version, Protocol string }
 // Rules are the API allow and deny lists. Nil allows everything.
 type Rules struct{ Allowed, Denied []Rule }
 
-// GRPC reports whether a method is served. Only Dapr's own methods are listed; proxied calls
-// always pass.
+// GRPC reports whether a method is served. Only Dapr's own methods and ours are listed; proxied
+// calls always pass.
 func (r *Rules) GRPC(fullMethod string) bool {
-	if r == nil || !strings.HasPrefix(fullMethod, "/dapr.proto.runtime.") {
+	if r == nil {
 		return true
 	}
-	name := fullMethod[strings.LastIndexByte(fullMethod, '/')+1:]
-	any, hit := has(r.Allowed, name)
+	service, name, _ := strings.Cut(strings.TrimPrefix(fullMethod, "/"), "/")
+	native, ours := strings.CutPrefix(service, "mecha.v1.")
+	if !ours && !strings.HasPrefix(service, "dapr.proto.runtime.") {
+		return true
+	}
+	listed := func(rule Rule) bool { return groups[rule.Name+"."+shortVersion(rule.Version)][name] }
+	if ours {
+		group := "mecha." + strings.ToLower(native)
+		listed = func(rule Rule) bool {
+			return strings.HasPrefix(group, rule.Name) && shortVersion(rule.Version) == "v1"
+		}
+	}
+	any, hit := has(r.Allowed, listed)
 	if any && !hit {
 		return false
 	}
-	_, denied := has(r.Denied, name)
+	_, denied := has(r.Denied, listed)
 	return !denied
 }
 
-func has(rules []Rule, method string) (any, hit bool) {
+func has(rules []Rule, listed func(Rule) bool) (any, hit bool) {
 	for _, rule := range rules {
 		if rule.Protocol != "grpc" {
 			continue
 		}
 		any = true
-		if groups[rule.Name+"."+shortVersion(rule.Version)][method] {
+		if listed(rule) {
 			return true, true
 		}
 	}

@@ -37,6 +37,11 @@ func lookup(r *Request) (operation, args) {
 	if strings.HasPrefix(path, "/v1.0/invoke/") {
 		return operation{name: opInvoke.name, group: groupInvoke, version: v1, handle: (*Server).invokePath}, args{}
 	}
+	if rest, ok := strings.CutPrefix(path, "/mecha/v1/"); ok && r.Method == "POST" {
+		if service, method, ok := strings.Cut(rest, "/"); ok {
+			return operation{name: "mecha.v1", group: "mecha." + strings.ToLower(service), version: v1, handle: (*Server).native}, args{service, method}
+		}
+	}
 	if len(path) > 1 && path[len(path)-1] == '/' {
 		path = path[:len(path)-1]
 	}

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/mecha-project/mecha/api/apierr"
 	"github.com/mecha-project/mecha/api/h1"
 	"github.com/mecha-project/mecha/components/fault"
@@ -75,6 +77,8 @@ type Options struct {
 	Lock    Lock
 	Config  Config
 	Binding Binding
+	// Native registers services of our own, whose unary methods are answered as JSON; may be nil.
+	Native  func(grpc.ServiceRegistrar)
 	About   *about.Sidecar
 	Observe Observer
 	Tracing Tracing
@@ -89,6 +93,7 @@ type Server struct {
 	h2     *h2server
 	chain  Handler
 	spare  sync.Pool
+	own    natives
 }
 
 // Handler answers one request.
@@ -101,6 +106,9 @@ type Middleware func(next Handler) Handler
 func New(o Options) *Server {
 	s := &Server{o: o}
 	s.spare.New = func() any { return new(Request) }
+	if o.Native != nil {
+		o.Native(&s.own)
+	}
 	s.chain = s.dispatch
 	for i := len(o.Pipeline) - 1; i >= 0; i-- {
 		s.chain = o.Pipeline[i](s.chain)

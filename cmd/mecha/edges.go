@@ -11,6 +11,7 @@ import (
 
 	"github.com/mecha-project/mecha/api/grpcapi"
 	"github.com/mecha-project/mecha/api/httpapi"
+	"github.com/mecha-project/mecha/api/nativeapi"
 	"github.com/mecha-project/mecha/api/peerapi"
 	"github.com/mecha-project/mecha/runtime/host"
 	"github.com/mecha-project/mecha/runtime/invoke"
@@ -97,10 +98,11 @@ func (e *edges) Servers(s *host.Services) ([]host.Server, error) {
 	}
 	obs := &serverObserver{metrics: e.metrics, api: telemetry.NewAPILog(apiLog, logging), grpc: telemetry.NewAPILog(telemetry.Scope(e.log, "dapr.runtime.grpc.api-info"), logging)}
 
-	web := httpapi.New(httpapi.Options{AppID: e.set.AppID, Token: e.set.APIToken.Reveal(), MaxBody: int64(e.set.MaxBodySize), MaxHeader: e.maxHeader(),
+	native := &nativeapi.Server{State: s.State, Lock: s.Lock}
+	web := httpapi.New(httpapi.Options{Native: native.Register, AppID: e.set.AppID, Token: e.set.APIToken.Reveal(), MaxBody: int64(e.set.MaxBodySize), MaxHeader: e.maxHeader(),
 		Origins: splitList(e.set.AllowedOrigins), Allow: e.httpRules(), Pipeline: e.middleware.api(e.config.HTTPPipeline), H2C: !e.set.HTTPDisableH2C,
 		Invoke: s.Invoke, State: s.State, PubSub: s.PubSub, Secret: s.Secret, Lock: s.Lock, Config: s.Config, Binding: s.Binding, About: s.About, Observe: obs, Tracing: e.tracing, Log: telemetry.Scope(e.log, "dapr.runtime.http")})
-	rpc := grpcapi.New(grpcapi.Options{AppID: e.set.AppID, Token: e.set.APIToken.Reveal(), MaxMessage: int(e.set.MaxBodySize), MaxHeader: int(e.set.ReadBufferSize),
+	rpc := grpcapi.New(grpcapi.Options{Native: native.Register, AppID: e.set.AppID, Token: e.set.APIToken.Reveal(), MaxMessage: int(e.set.MaxBodySize), MaxHeader: int(e.set.ReadBufferSize),
 		Allow: e.grpcRules(), Invoke: s.Invoke, State: s.State, PubSub: s.PubSub, Secret: s.Secret, Lock: s.Lock, Config: s.Config, Binding: s.Binding, About: s.About, Observe: obs, Tracing: e.tracing, Log: telemetry.Scope(e.log, "dapr.runtime.grpc.api")})
 	peer := peerapi.NewServer(s.Invoke, e.greeting(), e.log)
 

@@ -237,3 +237,8 @@ func Parts[T any](h *Handle[T], d call.Desc, n int, key func(int) string) [][]in
 	}
 	return parts
 }
+
+// Divided tells whether policy sends the keys of a store to different ones.
+func Divided[T any](h *Handle[T], d call.Desc) bool {
+	return h.Target.Chain() != nil && call.PolicyOf(h.Target, d).Place != nil
+}

@@ -2,7 +2,8 @@
 // scopes names to the app, and runs every store operation as one call under the store's policy.
 //
 // It leaves to the edges: parsing bodies, choosing status codes. It leaves to the backends:
-// deciding who wins. Start at Service; names and their prefixes are in names.go.
+// deciding who wins. Start at Service; names and their prefixes are in names.go, what Dapr's
+// locks lack in native.go.
 //
 // # Errors
 //
@@ -15,6 +16,7 @@
 //	NotFound, fault.NoSuchComponent  another name
 //	Invalid,  fault.IllegalKey       the resource contains "||", or cannot be held by the store
 //	Invalid,  BadPrefix              the store's keyPrefix cannot be used
+//	Unsupported, fault.NoFence       the store neither renews locks nor numbers its grants
 package lock
 
 import (

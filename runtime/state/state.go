@@ -8,7 +8,8 @@
 // metadata says contentType application/json must hold valid JSON.
 //
 // Start at Service. Keys and their prefixes are in keys.go, the reading of items in items.go,
-// requests of several items in many.go, transactions in transact.go, their outbox in outbox.go.
+// requests of several items in many.go, transactions in transact.go, their outbox in outbox.go;
+// what Dapr's API lacks in scan.go, watch.go and fence.go.
 //
 // # Errors
 //
@@ -27,6 +28,12 @@
 //	Invalid,    fault.TooManyOps       more steps than the store takes; the cause is *LimitError
 //	Unsupported, fault.NoTransactions  the store has no transactions
 //	Unsupported, fault.NoQuery         the store cannot be queried
+//	Unsupported, fault.NoScan          it cannot go through its keys, or policy divides it
+//	Unsupported, fault.NoWatch         it does not tell of changes, or policy divides it
+//	Unsupported, fault.NoFence         it cannot check and raise an epoch with a write
+//	Invalid,    fault.BadToken         a page token that is not this store's
+//	Invalid,    BadEpoch               an epoch that is none, or of no topic
+//	Conflict,   fault.Fenced           a later epoch of the partition has written
 //	Conflict                           an etag or first-write did not hold
 //	BadEtag                            the etag cannot be this store's
 //
@@ -50,10 +57,11 @@ const (
 	BadOption fault.Reason = "bad_option"
 	BadValue  fault.Reason = "bad_value"
 	BadPrefix fault.Reason = "bad_key_prefix"
+	BadEpoch  fault.Reason = "bad_epoch"
 )
 
 // Recorder counts store operations. operation is one of get, set, delete, bulk_get,
-// bulk_delete, transaction, query; requests refused before the store are not counted.
+// bulk_delete, transaction, query, scan, watch; requests refused before the store are not counted.
 type Recorder interface {
 	State(component, operation string, ok bool, took time.Duration)
 }

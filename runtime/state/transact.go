@@ -38,11 +38,17 @@ func (s *Service) Transact(ctx context.Context, store string, ops []Operation) e
 	if len(ops) == 0 {
 		return nil
 	}
+	return s.transact(ctx, h, ops, nil)
+}
+
+// transact does it, under a fence if there is one.
+func (s *Service) transact(ctx context.Context, h *catalog.Handle[block.State], ops []Operation, under *fence) error {
+	store := h.Name
 	ops, markers, failed, err := s.prepare(ctx, h.Info, ops)
 	if err != nil {
 		return err
 	}
-	if len(ops) == 0 {
+	if len(ops) == 0 && under == nil {
 		return nil // there were only projections, of nothing
 	}
 	steps := make([]block.StateOp, len(ops), len(ops)+len(markers))
@@ -67,12 +73,18 @@ func (s *Service) Transact(ctx context.Context, store string, ops []Operation) e
 		steps = append(steps, marker(key))
 	}
 	start := time.Now()
-	desc := s.desc("transact", ops[0].Key, call.Unsafe)
+	desc := s.desc("transact", "", call.Unsafe)
+	if len(ops) > 0 {
+		desc.Resource, desc.Key = ops[0].Key, ops[0].Key
+	} else {
+		desc.Resource, desc.Key = under.key, under.key
+	}
 	if parts := catalog.Parts(h, desc, len(ops), func(i int) string { return ops[i].Key }); len(parts) > 1 {
 		failed()
 		return fault.New("state.Transact", fault.Invalid, "state store %s is split by key over several stores, and keys %q and %q belong to different ones; a transaction cannot span them",
 			store, ops[parts[0][0]].Key, ops[parts[1][0]].Key)
 	}
+	shadow := func() func(context.Context, block.State) error { return shadowSteps(steps) }
 	_, err = catalog.Do(ctx, h, desc, func(ctx context.Context, comp block.State) (struct{}, error) {
 		tx, ok := comp.(block.StateTx)
 		if !ok {
@@ -82,8 +94,11 @@ func (s *Service) Transact(ctx context.Context, store string, ops []Operation) e
 			return struct{}{}, fault.New("state.Transact", fault.Invalid, "state store %s", store).
 				With(fault.TooManyOps).Because(&LimitError{Ops: len(steps), Max: limit})
 		}
+		if under != nil {
+			return struct{}{}, under.transact(ctx, store, comp, steps)
+		}
 		return struct{}{}, tx.Transact(ctx, steps)
-	}, func() func(context.Context, block.State) error { return shadowSteps(steps) })
+	}, shadow)
 	if err != nil && !maybeDone(err) {
 		failed()
 	}
