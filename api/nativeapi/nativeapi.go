@@ -23,12 +23,14 @@ import (
 type Server struct {
 	State State
 	Lock  Lock
+	Cache Cache
 }
 
 // Register adds the services to an edge.
 func (s *Server) Register(to grpc.ServiceRegistrar) {
 	mechav1.RegisterStateServer(to, &stateServer{s: s.State})
 	mechav1.RegisterLockServer(to, &lockServer{s: s.Lock})
+	mechav1.RegisterCacheServer(to, &cacheServer{s: s.Cache})
 }
 
 // duration reads a time of a request; an absent one is 0.

@@ -16,6 +16,7 @@ import (
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/runtime/call"
+	"github.com/mecha-project/mecha/runtime/catalog"
 	"github.com/mecha-project/mecha/runtime/policy/file"
 	"github.com/mecha-project/mecha/runtime/settings"
 )
@@ -155,23 +156,13 @@ func (c *checker) policies() {
 	src := file.Source{Policies: c.res.Policies, Resiliencies: c.res.Resiliencies}
 	if len(c.res.Components) > 0 { // else the names in policies cannot be judged
 		src.Components = map[call.Kind][]string{}
-		for _, kind := range []call.Kind{call.State, call.Publish, call.Secret, call.Lock, call.Config, call.Binding} {
+		for _, kind := range catalog.CallKinds() {
 			src.Components[kind] = implicitNames(kind)
 		}
 		for i := range c.res.Components {
-			switch comp := &c.res.Components[i]; block.Kind(strings.SplitN(comp.LookupType(), ".", 2)[0]) {
-			case block.KindState:
-				src.Components[call.State] = append(src.Components[call.State], comp.Name)
-			case block.KindPubSub:
-				src.Components[call.Publish] = append(src.Components[call.Publish], comp.Name)
-			case block.KindSecret:
-				src.Components[call.Secret] = append(src.Components[call.Secret], comp.Name)
-			case block.KindLock:
-				src.Components[call.Lock] = append(src.Components[call.Lock], comp.Name)
-			case block.KindConfig:
-				src.Components[call.Config] = append(src.Components[call.Config], comp.Name)
-			case block.KindBinding:
-				src.Components[call.Binding] = append(src.Components[call.Binding], comp.Name)
+			comp := &c.res.Components[i]
+			if kind, ok := catalog.CallKind(comp.LookupType()); ok {
+				src.Components[kind] = append(src.Components[kind], comp.Name)
 			}
 		}
 	}

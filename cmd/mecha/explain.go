@@ -113,7 +113,7 @@ func knownKind(kind string) bool {
 }
 
 func kindOf(word string) (call.Kind, bool) {
-	for k := call.Service; k <= call.App; k++ {
+	for _, k := range call.Kinds() {
 		if strings.EqualFold(k.String(), word) {
 			return k, true
 		}
@@ -137,7 +137,7 @@ func (q *question) desc() call.Desc {
 		d.Resource = q.op
 	}
 	switch kind, _ := kindOf(q.kind); kind {
-	case call.State, call.Lock, call.Config:
+	case call.State, call.Lock, call.Config, call.Cache:
 		d.Key = q.resource
 	case call.Binding:
 		d.Safety = call.Unsafe // whatever the operation is called

@@ -1,7 +1,7 @@
 // Package block is the whole of what the house asks of a backend: one contract per
 // building block, the value types they exchange, and the form in which a backend
 // registers its parts. It is meant to be read in one sitting; start here, then read
-// state.go, pubsub.go, configuration.go, lock.go, secret.go, binding.go or registry.go.
+// state.go, pubsub.go, configuration.go, lock.go, secret.go, binding.go, cache.go or registry.go.
 //
 // A backend translates between a contract and its product's client library. It does not
 // retry, log per request, measure, cache or decide: layers above do, once for all backends.
@@ -36,6 +36,7 @@ const (
 	KindSecret   Kind = "secretstores"
 	KindBinding  Kind = "bindings"
 	KindCrypto   Kind = "crypto"
+	KindCache    Kind = "cache"
 	KindRegistry Kind = "nameresolution"
 )
 
@@ -155,6 +156,11 @@ func ConfigurationPart[C any](name, doc string, defaults func() *C, open func(En
 // LockPart declares a lock store.
 func LockPart[C any](name, doc string, defaults func() *C, open func(Env, *C) (Lock, error), opts ...Option) Part {
 	return newPart(KindLock, name, doc, defaults, open, opts)
+}
+
+// CachePart declares a cache.
+func CachePart[C any](name, doc string, defaults func() *C, open func(Env, *C) (Cache, error), opts ...Option) Part {
+	return newPart(KindCache, name, doc, defaults, open, opts)
 }
 
 // SecretPart declares a secret store.

@@ -12,6 +12,7 @@ var serviceKeys = map[string][]string{
 		"outboxPublishPubsub", "outboxPublishTopic", "outboxPubsub", "outboxDiscardWhenMissingState"},
 	"pubsub":   {"consumerID", "allowedTopics", "protectedTopics", "publishingScopes", "subscriptionScopes"},
 	"lock":     {"keyPrefix"},
+	"cache":    {"keyPrefix"},
 	"bindings": {"direction", "route"},
 }
 

@@ -19,6 +19,7 @@ func Backend() block.Backend {
 		Parts: []block.Part{
 			block.StatePart("in-memory", "State in the memory of this process.", DefaultStateConfig, NewState),
 			block.PubSubPart("in-memory", "A message broker in the memory of this process.", DefaultPubSubConfig, NewPubSub),
+			block.CachePart("in-memory", "A cache in the memory of this process, of bounded size.", DefaultCacheConfig, NewCache),
 			block.LockPart("in-memory", "Locks in the memory of this process.", DefaultLockConfig, NewLock),
 		},
 	}

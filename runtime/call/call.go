@@ -35,9 +35,20 @@ const (
 	Binding
 	Crypto
 	App // any other call into the app (invocation arriving, callbacks)
+	Cache
+	kindsEnd // behind the last
 )
 
-var kindNames = [...]string{"service", "state", "publish", "deliver", "configuration", "lock", "secret", "binding", "crypto", "app"}
+// Kinds are all kinds of calls.
+func Kinds() []Kind {
+	out := make([]Kind, 0, kindsEnd)
+	for k := range kindsEnd {
+		out = append(out, k)
+	}
+	return out
+}
+
+var kindNames = [...]string{"service", "state", "publish", "deliver", "configuration", "lock", "secret", "binding", "crypto", "app", "cache"}
 
 // String is the kind's name in logs and metrics.
 func (k Kind) String() string {

@@ -45,6 +45,8 @@ type Info struct {
 	Capabilities []string
 	// Operations are what an output binding can do; nil for other components.
 	Operations []string
+	// Cache is how a cache is to be used; nil for other components.
+	Cache *block.CacheConfig
 }
 
 // Handle is a component together with its policy.
@@ -54,7 +56,8 @@ type Handle[T any] struct {
 	Target *call.Target
 
 	component T
-	inside    atomic.Int64 // attempts that use the component
+	inside    atomic.Int64  // attempts that use the component
+	gone      chan struct{} // closed when the component is replaced or removed
 	// away marks a handle that has no component of its own: policy names where its calls go.
 	away  bool
 	store *Store[T] // where policy's destinations are looked up
@@ -62,7 +65,7 @@ type Handle[T any] struct {
 
 // NewHandle joins a component to its policy.
 func NewHandle[T any](info Info, component T, target *call.Target) *Handle[T] {
-	return &Handle[T]{Info: info, component: component, Target: target}
+	return &Handle[T]{Info: info, component: component, Target: target, gone: make(chan struct{})}
 }
 
 // NewAway makes a handle for a name that exists in policy only: every call on it goes where
@@ -70,6 +73,10 @@ func NewHandle[T any](info Info, component T, target *call.Target) *Handle[T] {
 func NewAway[T any](info Info, target *call.Target) *Handle[T] {
 	return &Handle[T]{Info: info, Target: target, away: true}
 }
+
+// Gone is closed when the component was replaced or removed: what uses it for long is to let go. It
+// is nil for a name that exists in policy only.
+func (h *Handle[T]) Gone() <-chan struct{} { return h.gone }
 
 // Away tells whether the name exists in policy only.
 func (h *Handle[T]) Away() bool { return h.away }
@@ -179,7 +186,17 @@ func (h *Handle[T]) retire() *Retired {
 	if h == nil || h.away {
 		return nil
 	}
+	h.leave()
 	return &Retired{inside: h.inside.Load, close: h.close}
+}
+
+// leave tells those who use the component for long that it goes.
+func (h *Handle[T]) leave() {
+	select {
+	case <-h.gone:
+	default:
+		close(h.gone)
+	}
 }
 
 // close closes the component, if the handle has one.

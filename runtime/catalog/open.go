@@ -38,6 +38,7 @@ type Catalog struct {
 	Secret *Store[block.Secret]
 	Lock   *Store[block.Lock]
 	Config *Store[block.Configuration]
+	Cache  *Store[block.Cache]
 	// Binding holds components that are a block.Output, a block.Input or both.
 	Binding *Store[block.Component]
 
@@ -61,7 +62,7 @@ type Options struct {
 func New(o Options) *Catalog {
 	return &Catalog{State: NewStore[block.State](block.KindState), PubSub: NewStore[block.PubSub](block.KindPubSub), Secret: NewStore[block.Secret](block.KindSecret),
 		Lock: NewStore[block.Lock](block.KindLock), Config: NewStore[block.Configuration](block.KindConfig),
-		Binding:  NewStore[block.Component](block.KindBinding),
+		Cache: NewStore[block.Cache](block.KindCache), Binding: NewStore[block.Component](block.KindBinding),
 		backends: o.Backends, env: o.Env, govern: o.Govern, log: o.Log}
 }
 
@@ -101,6 +102,10 @@ func (c *Catalog) Open(s Spec) (*Opened, error) {
 	info := Info{Name: s.Name, Type: s.Type, Version: s.Version, Raw: rawItems(s.Items), Capabilities: Capabilities(comp)}
 	if out, ok := comp.(block.Output); ok {
 		info.Operations = out.Operations()
+	}
+	if cache, ok := comp.(block.Cache); ok {
+		config := cache.Config()
+		info.Cache = &config
 	}
 	return &Opened{Spec: s, Info: info, Component: comp, put: c.place(info, comp)}, nil
 }
@@ -146,6 +151,10 @@ func (c *Catalog) place(info Info, comp block.Component) func() *Retired {
 	case block.KindConfig:
 		if b, ok := comp.(block.Configuration); ok {
 			return func() *Retired { return c.Config.Put(NewHandle(info, b, c.target(call.Config, info.Name))).retire() }
+		}
+	case block.KindCache:
+		if b, ok := comp.(block.Cache); ok {
+			return func() *Retired { return c.Cache.Put(NewHandle(info, b, c.target(call.Cache, info.Name))).retire() }
 		}
 	case block.KindBinding:
 		return func() *Retired {
@@ -220,6 +229,7 @@ func (c *Catalog) Remove(name string) (out []*Retired) {
 		c.Secret.Remove(name).retire(),
 		c.Lock.Remove(name).retire(),
 		c.Config.Remove(name).retire(),
+		c.Cache.Remove(name).retire(),
 		c.Binding.Remove(name).retire(),
 	} {
 		if r != nil {
@@ -257,6 +267,11 @@ func (c *Catalog) Infos() []Info {
 			out = append(out, h.Info)
 		}
 	}
+	for _, h := range c.Cache.List() {
+		if !h.Away() {
+			out = append(out, h.Info)
+		}
+	}
 	for _, h := range c.Binding.List() {
 		if !h.Away() {
 			out = append(out, h.Info)
@@ -270,7 +285,7 @@ func (c *Catalog) Close(ctx context.Context) error {
 	for _, info := range c.Infos() {
 		c.log.Info("Shutting down component " + (&Spec{Name: info.Name, Type: info.Type, Version: info.Version}).LogName())
 	}
-	return errors.Join(c.PubSub.Close(ctx), c.State.Close(ctx), c.Secret.Close(ctx), c.Lock.Close(ctx), c.Config.Close(ctx), c.Binding.Close(ctx))
+	return errors.Join(c.PubSub.Close(ctx), c.State.Close(ctx), c.Secret.Close(ctx), c.Lock.Close(ctx), c.Config.Close(ctx), c.Cache.Close(ctx), c.Binding.Close(ctx))
 }
 
 func creation(s *Spec, err error) error {
@@ -293,7 +308,7 @@ func version(v string) string {
 
 func known(k block.Kind) bool {
 	switch k {
-	case block.KindState, block.KindPubSub, block.KindConfig, block.KindLock, block.KindSecret, block.KindBinding, block.KindCrypto:
+	case block.KindState, block.KindPubSub, block.KindConfig, block.KindLock, block.KindSecret, block.KindBinding, block.KindCrypto, block.KindCache:
 		return true
 	}
 	return k == "conversation" || k == "middleware" || k == "workflowbackend"
@@ -313,6 +328,8 @@ func kindName(k block.Kind) string {
 		return "secret store"
 	case block.KindBinding:
 		return "binding"
+	case block.KindCache:
+		return "cache"
 	}
 	return string(k) + " component"
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/mecha-project/mecha/runtime/about"
 	"github.com/mecha-project/mecha/runtime/app"
 	"github.com/mecha-project/mecha/runtime/binding"
+	"github.com/mecha-project/mecha/runtime/cache"
 	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/catalog"
 	"github.com/mecha-project/mecha/runtime/config"
@@ -119,6 +120,7 @@ type Services struct {
 	Lock      *lock.Service
 	Config    *config.Service
 	Binding   *binding.Service
+	Cache     *cache.Service
 	App       *app.App
 	About     *about.Sidecar
 	Listeners Listeners
@@ -322,6 +324,7 @@ func (h *Sidecar) buildServices(ctx context.Context, l Listeners) error {
 		Config: config.New(h.catalog.Config, h.self, config.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.configuration"),
 			Recorder: h.o.Metrics, App: h.app, Inbound: inbound(call.Config)}),
 		Binding: binding.New(h.catalog.Binding, h.self, bs),
+		Cache:   cache.New(h.catalog.Cache, h.self, h.o.Metrics, telemetry.Scope(h.log, "dapr.runtime.processor.cache")),
 		App:     h.app, About: h.about, Listeners: l}
 	return h.declareSubscriptions(h.o.Resources)
 }
@@ -388,6 +391,8 @@ func (h *Sidecar) stop() error {
 	if err := h.services.Config.Close(ctx); err != nil { // its streams would keep the edges from draining
 		h.log.Warn("some configuration updates were not finished within the grace period", "err", err)
 	}
+	h.services.State.EndWatches() // like those
+	h.services.Cache.EndWatches()
 	h.drainEvents(ctx)
 	h.outbox.Close() // its streams have ended with the others
 	var drains sync.WaitGroup
@@ -401,6 +406,7 @@ func (h *Sidecar) stop() error {
 	drains.Wait()
 	h.cut()
 	h.edges.Wait()
+	_ = h.services.Cache.Close(ctx) // what is left was told to end
 	if ctx.Err() != nil { // closing well matters more than a second
 		ctx, cancel = context.WithTimeout(context.Background(), time.Second)
 		defer cancel()

@@ -15,6 +15,7 @@ import (
 	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/runtime/app"
 	"github.com/mecha-project/mecha/runtime/binding"
+	"github.com/mecha-project/mecha/runtime/cache"
 	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/catalog"
 	"github.com/mecha-project/mecha/runtime/invoke"
@@ -93,6 +94,8 @@ func checkComponent(o *catalog.Opened) error {
 		return errors.Join(state.CheckPrefix(o.Info), outbox.Check(o.Info))
 	case block.Lock:
 		return lock.CheckPrefix(o.Info)
+	case block.Cache:
+		return cache.CheckPrefix(o.Info)
 	case block.Input, block.Output:
 		return binding.CheckDirection(o.Info)
 	}

@@ -81,21 +81,13 @@ func (h *Sidecar) compilePolicy(r *settings.Resources) *file.Compiled {
 
 // componentNames are the names of components that this sidecar is to have, by kind of call.
 func (h *Sidecar) componentNames(r *settings.Resources) map[call.Kind][]string {
-	names := map[call.Kind][]string{call.State: {}, call.Publish: {}, call.Secret: {}, call.Lock: {}, call.Config: {}, call.Binding: {}}
+	names := map[call.Kind][]string{}
+	for _, kind := range catalog.CallKinds() {
+		names[kind] = []string{}
+	}
 	add := func(typ, name string) {
-		switch category, _, _ := strings.Cut(typ, "."); block.Kind(category) {
-		case block.KindState:
-			names[call.State] = append(names[call.State], name)
-		case block.KindPubSub:
-			names[call.Publish] = append(names[call.Publish], name)
-		case block.KindSecret:
-			names[call.Secret] = append(names[call.Secret], name)
-		case block.KindLock:
-			names[call.Lock] = append(names[call.Lock], name)
-		case block.KindConfig:
-			names[call.Config] = append(names[call.Config], name)
-		case block.KindBinding:
-			names[call.Binding] = append(names[call.Binding], name)
+		if kind, ok := catalog.CallKind(typ); ok {
+			names[kind] = append(names[kind], name)
 		}
 	}
 	for i := range r.Components {
@@ -124,6 +116,8 @@ func (h *Sidecar) placeAway() {
 			place(h, h.catalog.Config, a)
 		case call.Binding:
 			place(h, h.catalog.Binding, a)
+		case call.Cache:
+			place(h, h.catalog.Cache, a)
 		}
 	}
 }
@@ -221,6 +215,8 @@ func (h *Sidecar) ping(ctx context.Context, kind call.Kind, name string) error {
 		return h.catalog.Config.Ping(ctx, name)
 	case call.Binding:
 		return h.catalog.Binding.Ping(ctx, name)
+	case call.Cache:
+		return h.catalog.Cache.Ping(ctx, name)
 	}
 	return nil
 }

@@ -23,6 +23,33 @@ type Self struct {
 	RawNamespace string
 }
 
+// KeyPrefix is what stands before the app's keys in a store, by the store's keyPrefix setting: the
+// app id (appid, or nothing set), the store's name (name), the namespace and the app id
+// (namespace), nothing (none), or the setting itself in small letters. A setting with "||", which
+// separates the parts of keys, is fault.Invalid.
+func (s Self) KeyPrefix(setting, store string) (string, error) {
+	switch {
+	case setting == "", strings.EqualFold(setting, "appid"):
+		return s.App, nil
+	case strings.EqualFold(setting, "none"):
+		return "", nil
+	case strings.EqualFold(setting, "name"):
+		return store, nil
+	case strings.EqualFold(setting, "namespace"):
+		// The variable as found: an unset one gives the same keys as appid.
+		if s.RawNamespace == "" {
+			return s.App, nil
+		}
+		return s.RawNamespace + "." + s.App, nil
+	case strings.Contains(setting, separator):
+		return "", fault.New("identity.KeyPrefix", fault.Invalid, "input key/keyPrefix '%s' can't contain '%s'", setting, separator)
+	}
+	return strings.ToLower(setting), nil
+}
+
+// separator stands between the parts of stored keys.
+const separator = "||"
+
 // ParseApp splits an app id as callers write it: "app" or "app.namespace". ns is the
 // namespace assumed when none is written.
 func ParseApp(id, ns string) (app, namespace string, err error) {

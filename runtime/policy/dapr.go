@@ -128,6 +128,8 @@ func daprTarget(t *call.Target) string {
 		return "Secretstore_" + t.Name
 	case call.Binding:
 		return "Binding_" + t.Name
+	case call.Cache: // ours; Dapr has none
+		return "Cache_" + t.Name
 	}
 	return "Crypto_" + t.Name
 }

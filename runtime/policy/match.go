@@ -17,7 +17,7 @@ func kindOf(t *call.Target) string {
 
 // Kinds are the words for Match.Kind.
 func Kinds() (out []string) {
-	for k := call.Service; k <= call.App; k++ {
+	for _, k := range call.Kinds() {
 		out = append(out, k.String())
 	}
 	return out
@@ -27,7 +27,7 @@ func Kinds() (out []string) {
 // calls with one key must meet.
 func holdsData(k call.Kind) bool {
 	switch k {
-	case call.State, call.Config, call.Lock, call.Publish:
+	case call.State, call.Config, call.Lock, call.Publish, call.Cache:
 		return true
 	}
 	return false

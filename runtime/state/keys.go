@@ -39,25 +39,11 @@ func (s *Service) scope(info catalog.Info, key string) (string, error) {
 
 // prefix is the part of stored keys before the separator; empty means keys are stored bare.
 func (s *Service) prefix(info catalog.Info) (string, error) {
-	setting := info.Raw[keyPrefixSetting]
-	switch {
-	case setting == "", strings.EqualFold(setting, "appid"):
-		return s.self.App, nil
-	case strings.EqualFold(setting, "none"):
-		return "", nil
-	case strings.EqualFold(setting, "name"):
-		return info.Name, nil
-	case strings.EqualFold(setting, "namespace"):
-		// The variable as found: an unset one gives the same keys as appid.
-		if s.self.RawNamespace == "" {
-			return s.self.App, nil
-		}
-		return s.self.RawNamespace + "." + s.self.App, nil
+	p, err := s.self.KeyPrefix(info.Raw[keyPrefixSetting], info.Name)
+	if err != nil {
+		return "", CheckPrefix(info)
 	}
-	if err := CheckPrefix(info); err != nil {
-		return "", err
-	}
-	return strings.ToLower(setting), nil
+	return p, nil
 }
 
 func illegalKey(key string, why fault.Reason) error {

@@ -73,11 +73,16 @@ type Service struct {
 	caller call.Caller
 	rec    Recorder
 	outbox Outbox // nil: none
+
+	watches    context.Context // of all watches
+	endWatches context.CancelCauseFunc
 }
 
 // New makes the service. rec may be nil.
 func New(stores *catalog.Store[block.State], self identity.Self, rec Recorder) *Service {
-	return &Service{stores: stores, self: self, rec: rec, caller: call.Caller{App: self.App, Namespace: self.Namespace, Proven: true}}
+	s := &Service{stores: stores, self: self, rec: rec, caller: call.Caller{App: self.App, Namespace: self.Namespace, Proven: true}}
+	s.watches, s.endWatches = context.WithCancelCause(context.Background())
+	return s
 }
 
 // ReadOptions are options of a read. Consistency "strong" asks the store for a read that sees

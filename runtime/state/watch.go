@@ -32,6 +32,7 @@ func (s *Service) Watch(ctx context.Context, store, prefix string, started func(
 	began := false
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	defer context.AfterFunc(s.watches, func() { cancel(context.Cause(s.watches)) })()
 	_, err = catalog.Do(ctx, h, desc, func(ctx context.Context, comp block.State) (struct{}, error) {
 		watcher, ok := comp.(block.StateWatch)
 		if !ok {
@@ -66,6 +67,11 @@ func (s *Service) Watch(ctx context.Context, store, prefix string, started func(
 		return cause
 	}
 	return err
+}
+
+// EndWatches ends all watches, now and later, with fault.Unavailable: the sidecar is stopping.
+func (s *Service) EndWatches() {
+	s.endWatches(fault.New("state.Watch", fault.Unavailable, "the sidecar is stopping"))
 }
 
 func noWatch(store string) error {

@@ -90,6 +90,8 @@ const (
 	stateLatency
 	configOps
 	configLatency
+	cacheOps
+	cacheLatency
 	secretOps
 	secretLatency
 	cryptoOps
@@ -198,6 +200,8 @@ var defs = [numMetrics]Def{
 	stateLatency:         {"dapr_component_state_latencies", Milliseconds, words("app_id namespace component operation success"), "Time of a state store operation."},
 	configOps:            {"dapr_component_configuration_count", Counter, words("app_id namespace component operation success"), "Configuration store operations: get, subscribe, unsubscribe."},
 	configLatency:        {"dapr_component_configuration_latencies", Milliseconds, words("app_id namespace component operation success"), "Time of a configuration store operation."},
+	cacheOps:             {"mecha_component_cache_count", Counter, words("app_id namespace component operation result"), "Cache operations: get, get_or_load, fill, set, delete, touch, increment, compare_and_set, invalidate; reads by what they found."},
+	cacheLatency:         {"mecha_component_cache_latencies", Milliseconds, words("app_id namespace component operation result"), "Time of a cache operation."},
 	secretOps:            {"dapr_component_secret_count", Counter, words("app_id namespace component operation success"), "Secret store operations: get, bulk_get."},
 	secretLatency:        {"dapr_component_secret_latencies", Milliseconds, words("app_id namespace component operation success"), "Time of a secret store operation."},
 	cryptoOps:            {"dapr_component_crypto_count", Counter, words("app_id namespace component operation success"), "Crypto operations; the operation is always crypto_op."},

@@ -66,7 +66,7 @@ type Metrics struct {
 	grpcServer, grpcClient, grpcProbe group
 
 	state, config, secret, crypto, conversation      group
-	inputBinding, outputBinding, job                 group
+	inputBinding, outputBinding, job, cache          group
 	ingress, egress, bulkIngress, bulkEgress         group
 	answer                                           group // answers to invocations
 	workflowOp, workflowRun, activityRun, activityOp group

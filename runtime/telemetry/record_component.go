@@ -20,6 +20,7 @@ func (m *Metrics) makeComponentGroups() {
 
 	m.pair(&m.state, stateOps, stateLatency, overAB, three)
 	m.pair(&m.config, configOps, configLatency, overAB, three)
+	m.pair(&m.cache, cacheOps, cacheLatency, overAB, three)
 	m.pair(&m.secret, secretOps, secretLatency, overAB, three)
 	m.pair(&m.crypto, cryptoOps, cryptoLatency, overAB, three)
 	m.pair(&m.outputBinding, outputBinding, outputBindingLatency, overAB, three)
@@ -72,6 +73,14 @@ func (m *Metrics) State(component, operation string, ok bool, d time.Duration) {
 func (m *Metrics) Configuration(component, operation string, ok bool, d time.Duration) {
 	if m != nil {
 		m.config.took(key{a: component, b: operation, c: yes(ok)}, d)
+	}
+}
+
+// Cache records one operation on a cache. result is near_hit, shared_hit, stale, absent or miss of
+// reads, load for a lease, ok or error of others.
+func (m *Metrics) Cache(component, operation, result string, d time.Duration) {
+	if m != nil {
+		m.cache.took(key{a: component, b: operation, c: result}, d)
 	}
 }
 

@@ -1377,11 +1377,12 @@ func (x *CacheGetOrLoadRequest) GetWait() *durationpb.Duration {
 
 type CacheGetOrLoadResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Types that are valid to be assigned to Result:
-	//
-	//	*CacheGetOrLoadResponse_Entry
-	//	*CacheGetOrLoadResponse_Lease
-	Result        isCacheGetOrLoadResponse_Result `protobuf_oneof:"result"`
+	// What the cache has: a hit, maybe stale, or the news that there is no value. A miss only
+	// together with a lease.
+	Entry *CacheEntry `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	// When present the caller is to load the value and to call Fill. It may serve entry meanwhile,
+	// or if loading fails.
+	Lease         *CacheLease `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1416,48 +1417,19 @@ func (*CacheGetOrLoadResponse) Descriptor() ([]byte, []int) {
 	return file_mecha_v1_cache_proto_rawDescGZIP(), []int{19}
 }
 
-func (x *CacheGetOrLoadResponse) GetResult() isCacheGetOrLoadResponse_Result {
-	if x != nil {
-		return x.Result
-	}
-	return nil
-}
-
 func (x *CacheGetOrLoadResponse) GetEntry() *CacheEntry {
 	if x != nil {
-		if x, ok := x.Result.(*CacheGetOrLoadResponse_Entry); ok {
-			return x.Entry
-		}
+		return x.Entry
 	}
 	return nil
 }
 
 func (x *CacheGetOrLoadResponse) GetLease() *CacheLease {
 	if x != nil {
-		if x, ok := x.Result.(*CacheGetOrLoadResponse_Lease); ok {
-			return x.Lease
-		}
+		return x.Lease
 	}
 	return nil
 }
-
-type isCacheGetOrLoadResponse_Result interface {
-	isCacheGetOrLoadResponse_Result()
-}
-
-type CacheGetOrLoadResponse_Entry struct {
-	// What the cache has, maybe stale, maybe absent.
-	Entry *CacheEntry `protobuf:"bytes,1,opt,name=entry,proto3,oneof"`
-}
-
-type CacheGetOrLoadResponse_Lease struct {
-	// The caller is to load the value and to call Fill.
-	Lease *CacheLease `protobuf:"bytes,2,opt,name=lease,proto3,oneof"`
-}
-
-func (*CacheGetOrLoadResponse_Entry) isCacheGetOrLoadResponse_Result() {}
-
-func (*CacheGetOrLoadResponse_Lease) isCacheGetOrLoadResponse_Result() {}
 
 type CacheLease struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2297,11 +2269,10 @@ const file_mecha_v1_cache_proto_rawDesc = "" +
 	"\x03key\x18\x03 \x01(\tR\x03key\x120\n" +
 	"\aoptions\x18\x04 \x01(\v2\x16.mecha.v1.CacheOptionsR\aoptions\x12<\n" +
 	"\fload_timeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\vloadTimeout\x12-\n" +
-	"\x04wait\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"~\n" +
-	"\x16CacheGetOrLoadResponse\x12,\n" +
-	"\x05entry\x18\x01 \x01(\v2\x14.mecha.v1.CacheEntryH\x00R\x05entry\x12,\n" +
-	"\x05lease\x18\x02 \x01(\v2\x14.mecha.v1.CacheLeaseH\x00R\x05leaseB\b\n" +
-	"\x06result\"T\n" +
+	"\x04wait\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"p\n" +
+	"\x16CacheGetOrLoadResponse\x12*\n" +
+	"\x05entry\x18\x01 \x01(\v2\x14.mecha.v1.CacheEntryR\x05entry\x12*\n" +
+	"\x05lease\x18\x02 \x01(\v2\x14.mecha.v1.CacheLeaseR\x05lease\"T\n" +
 	"\n" +
 	"CacheLease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x126\n" +
@@ -2497,10 +2468,6 @@ func file_mecha_v1_cache_proto_init() {
 	}
 	file_mecha_v1_state_proto_init()
 	file_mecha_v1_cache_proto_msgTypes[0].OneofWrappers = []any{}
-	file_mecha_v1_cache_proto_msgTypes[19].OneofWrappers = []any{
-		(*CacheGetOrLoadResponse_Entry)(nil),
-		(*CacheGetOrLoadResponse_Lease)(nil),
-	}
 	file_mecha_v1_cache_proto_msgTypes[21].OneofWrappers = []any{
 		(*CacheFillRequest_Value)(nil),
 		(*CacheFillRequest_Absent)(nil),

@@ -202,6 +202,8 @@ func typeWord(k call.Kind) string {
 		return "Secretstore"
 	case call.Binding:
 		return "Binding"
+	case call.Cache: // ours; Dapr has none
+		return "Cache"
 	}
 	return "Crypto"
 }
