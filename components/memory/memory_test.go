@@ -38,6 +38,16 @@ func TestPubSub(t *testing.T) {
 	})
 }
 
+func TestCache(t *testing.T) {
+	blocktest.Cache(t, func(t *testing.T) func() block.Cache {
+		c, err := memory.NewCache(block.Env{}, memory.DefaultCacheConfig())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return func() block.Cache { return c }
+	})
+}
+
 func TestLock(t *testing.T) {
 	blocktest.Lock(t, func(*testing.T) func() block.Lock { return memory.NewLocks().Lock })
 }

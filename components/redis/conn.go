@@ -58,8 +58,9 @@ func (n *conn) where() string { return "redis at " + strings.Join(n.addrs, ",") 
 
 func (n *conn) repeat() bool { return n.config.MaxRetries > 0 }
 
-// dial makes the client. It connects by itself, when it has something to send.
-func (n *conn) dial() goredis.UniversalClient {
+// dial makes the client. It connects by itself, when it has something to send; greet, which may be
+// nil, is called with each new connection.
+func (n *conn) dial(greet func(context.Context, *goredis.Conn) error) goredis.UniversalClient {
 	c := &n.config
 	// Without the user's word the library repeats nothing, but its client of a cluster looks for
 	// another server a few times when it cannot connect, or is sent elsewhere: after short pauses.
@@ -74,8 +75,9 @@ func (n *conn) dial() goredis.UniversalClient {
 		}
 	}
 	o := goredis.Options{
-		Protocol: 2, // there is nothing in 3 we use, and its push messages cost a look before each command
-		Username: c.Username, Password: c.Password.Reveal(), DB: c.DB, TLSConfig: n.tls,
+		Protocol:  2, // there is nothing in 3 we use, and its push messages cost a look before each command
+		OnConnect: greet,
+		Username:  c.Username, Password: c.Password.Reveal(), DB: c.DB, TLSConfig: n.tls,
 		MaxRetries: retries, MinRetryBackoff: least, MaxRetryBackoff: most,
 		DialTimeout: c.DialTimeout, DialerRetries: 1, ReadTimeout: read, WriteTimeout: write, ContextTimeoutEnabled: true,
 		PoolSize: c.PoolSize, PoolTimeout: c.PoolTimeout, MinIdleConns: c.MinIdleConns, PipelinePoolSize: -1,
@@ -85,7 +87,7 @@ func (n *conn) dial() goredis.UniversalClient {
 	switch {
 	case c.Type == typeCluster:
 		return goredis.NewClusterClient(&goredis.ClusterOptions{Addrs: n.addrs, DisableRoutingPolicies: true,
-			Protocol: o.Protocol, Username: o.Username, Password: o.Password, TLSConfig: o.TLSConfig,
+			OnConnect: greet, Protocol: o.Protocol, Username: o.Username, Password: o.Password, TLSConfig: o.TLSConfig,
 			MaxRetries: o.MaxRetries, MinRetryBackoff: o.MinRetryBackoff, MaxRetryBackoff: o.MaxRetryBackoff, MaxRedirects: max(3, retries),
 			DialTimeout: o.DialTimeout, DialerRetries: o.DialerRetries, ReadTimeout: o.ReadTimeout, WriteTimeout: o.WriteTimeout,
 			ContextTimeoutEnabled: true, PoolSize: o.PoolSize, PoolTimeout: o.PoolTimeout, MinIdleConns: o.MinIdleConns,
@@ -94,7 +96,7 @@ func (n *conn) dial() goredis.UniversalClient {
 	case c.Failover:
 		return goredis.NewFailoverClient(&goredis.FailoverOptions{MasterName: c.SentinelMaster, SentinelAddrs: n.addrs,
 			SentinelUsername: c.SentinelUsername, SentinelPassword: c.SentinelPassword.Reveal(),
-			Protocol: o.Protocol, Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLSConfig,
+			OnConnect: greet, Protocol: o.Protocol, Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLSConfig,
 			MaxRetries: o.MaxRetries, MinRetryBackoff: o.MinRetryBackoff, MaxRetryBackoff: o.MaxRetryBackoff,
 			DialTimeout: o.DialTimeout, DialerRetries: o.DialerRetries, ReadTimeout: o.ReadTimeout, WriteTimeout: o.WriteTimeout,
 			ContextTimeoutEnabled: true, PoolSize: o.PoolSize, PoolTimeout: o.PoolTimeout, MinIdleConns: o.MinIdleConns,
@@ -128,7 +130,7 @@ func (n *conn) ready(op fault.Op) (goredis.UniversalClient, error) {
 		return nil, fault.New(op, fault.Unavailable, "%s: the component is closed", n.where()).WithSent(fault.SentNever)
 	}
 	if n.client == nil {
-		n.client = n.dial()
+		n.client = n.dial(nil)
 	}
 	return n.client, nil
 }

@@ -25,6 +25,7 @@ func Backend() block.Backend {
 		Parts: []block.Part{
 			block.StatePart("redis", "State in Redis, in Dapr's format.", DefaultStateConfig, NewState),
 			block.ConfigurationPart("redis", "Configuration in Redis, in Dapr's format.", DefaultConfigurationConfig, NewConfiguration),
+			block.CachePart("redis", "A cache in Redis with near caches that Redis keeps true.", DefaultCacheConfig, NewCache),
 			block.LockPart("redis", "Locks in Redis, in Dapr's format, with fencing tokens.", DefaultLockConfig, NewLock),
 		},
 	}
