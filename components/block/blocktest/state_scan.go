@@ -321,6 +321,7 @@ func scanChanging(s *scanning) {
 		}
 	}
 	var over atomic.Bool
+	var written atomic.Int64
 	var writers sync.WaitGroup
 	stop := func() { over.Store(true); writers.Wait() }
 	defer stop()
@@ -341,16 +342,19 @@ func scanChanging(s *scanning) {
 				}
 				if err != nil {
 					s.Errorf("a write during scans: %v", err)
+					written.Add(1 << 32)
 					return
 				}
+				written.Add(1)
 			}
 		})
 	}
-	for round := range 12 {
-		got := s.all(s.key("p/"), 1+round*3, round%4 == 3)
+	for round := 0; round < 12 || written.Load() < 300; round++ {
+		limit := 1 + round%12*3
+		got := s.all(s.key("p/"), limit, round%4 == 3)
 		for _, k := range stable {
 			if _, ok := got[k]; !ok {
-				s.Fatalf("a scan with limit %d left out %s, which was there all the time (%d items given)", 1+round*3, show(k), len(got))
+				s.Fatalf("a scan with limit %d left out %s, which was there all the time (%d items given)", limit, show(k), len(got))
 			}
 		}
 		for k, it := range got {
