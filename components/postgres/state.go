@@ -31,6 +31,7 @@ type state struct {
 	gate    sqlstate.Gate // open once the tables are there
 	fences  sqlstate.Gate // open once the table of fences is there
 	cleaner sqlstate.Cleaner
+	pager   sqlstate.Pager
 }
 
 // ExpiresItems marks expiry.
@@ -125,7 +126,7 @@ func (s *state) GetMany(ctx context.Context, keys []string, _ block.StateRead) (
 // Scan gives items in the order of the bytes of their keys.
 func (s *state) Scan(ctx context.Context, prefix, token string, limit int, keysOnly bool) ([]block.StateItem, string, error) {
 	const op fault.Op = "postgres.state.Scan"
-	page, err := sqlstate.NewPage(op, prefix, token, limit)
+	page, err := s.pager.Page(op, prefix, token, limit, keysOnly)
 	if err != nil {
 		return nil, "", err
 	}
@@ -135,16 +136,22 @@ func (s *state) Scan(ctx context.Context, prefix, token string, limit int, keysO
 	}
 	statement += page.Where(scanKey, func(n int) string { return "$" + strconv.Itoa(n) })
 	var items []block.StateItem
-	full := false
+	early := false
 	err = s.do(ctx, op, func(ctx context.Context, c *pgx.Conn) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
 		rows, err := c.Query(ctx, statement, page.Args()...)
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
-		items, full, err = page.Fill(rows.Next, func() (block.StateItem, error) { return s.scan(op, rows) })
-		if err != nil {
+		items, early, err = page.Fill(rows.Next, func() (block.StateItem, error) { return s.scan(op, rows) })
+		switch {
+		case err != nil:
 			return err
+		case early:
+			cancel()
+			return nil
 		}
 		rows.Close()
 		return rows.Err()
@@ -152,7 +159,7 @@ func (s *state) Scan(ctx context.Context, prefix, token string, limit int, keysO
 	if err != nil {
 		return nil, "", err
 	}
-	return items, page.Token(prefix, items, full), nil
+	return items, page.Token(prefix, items, early), nil
 }
 
 func (s *state) scan(op fault.Op, row pgx.Row) (block.StateItem, error) {

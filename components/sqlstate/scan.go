@@ -3,24 +3,24 @@ package sqlstate
 import (
 	"context"
 	"database/sql"
+	"sync/atomic"
 	"unicode/utf8"
 
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/fault"
 )
 
-// Page is what a page of a scan asks of a table whose keys are in the order of their bytes.
-type Page struct {
-	// From is where it begins: at this key, or, if Begun, behind it.
-	From  string
-	Begun bool
-	// Before is where the scan ends; empty when it goes on to the last key.
-	Before string
-	Limit  int
-}
+// Pager makes the pages of a store's scans. The zero value works.
+//
+// Databases send all rows that a statement asks for, so it asks for as many as make a page by the
+// size of the items before.
+type Pager struct{ size atomic.Int64 } // bytes of an item, of the last page with values
 
-// NewPage checks the arguments of a scan.
-func NewPage(op fault.Op, prefix, token string, limit int) (Page, error) {
+// few is the least that a statement asks for, if the limit allows it.
+const few = 4
+
+// Page checks the arguments of a scan.
+func (g *Pager) Page(op fault.Op, prefix, token string, limit int, keysOnly bool) (Page, error) {
 	if err := CheckKey(op, prefix); err != nil {
 		return Page{}, err
 	}
@@ -37,7 +37,25 @@ func NewPage(op fault.Op, prefix, token string, limit int) (Page, error) {
 			return Page{}, fault.New(op, fault.Invalid, "the page token names no key").With(fault.BadToken).WithSent(fault.SentNever)
 		}
 	}
+	if !keysOnly {
+		p.pager = g
+		if size := g.size.Load(); size > 0 {
+			p.Limit = min(limit, max(few, int(block.PageBytes/size)))
+		}
+	}
 	return p, nil
+}
+
+// Page is what a page of a scan asks of a table whose keys are in the order of their bytes.
+type Page struct {
+	// From is where it begins: at this key, or, if Begun, behind it.
+	From  string
+	Begun bool
+	// Before is where the scan ends; empty when it goes on to the last key.
+	Before string
+	Limit  int
+
+	pager *Pager // nil when values are left out
 }
 
 // Where is the condition on the expression key, its order and the limit. mark gives the place of
@@ -64,30 +82,31 @@ func (p Page) Args() []any {
 	return append(args, int64(p.Limit))
 }
 
-// Token names the page behind items, of which full tells that there may be more.
-func (p Page) Token(prefix string, items []block.StateItem, full bool) string {
-	if !full || len(items) == 0 {
-		return ""
-	}
-	return block.PageToken(prefix, items[len(items)-1].Key)
-}
-
-// Fill reads rows until next reports false. It stops when the page is large, and tells whether
-// there may be more.
-func (p Page) Fill(next func() bool, read func() (block.StateItem, error)) (items []block.StateItem, full bool, err error) {
+// Fill reads the rows of the page. It stops when the page is much larger than was thought: early
+// tells that rows are left, for which the connection is not worth waiting.
+func (p Page) Fill(next func() bool, read func() (block.StateItem, error)) (items []block.StateItem, early bool, err error) {
 	size := 0
-	for len(items) < p.Limit && size < block.PageBytes {
-		if !next() {
-			return items, false, nil
-		}
+	for !early && next() {
 		item, err := read()
 		if err != nil {
 			return nil, false, err
 		}
-		size += len(item.Key) + len(item.Value)
 		items = append(items, item)
+		size += len(item.Key) + len(item.Value)
+		early = size > 2*block.PageBytes && len(items) < p.Limit
 	}
-	return items, true, nil
+	if p.pager != nil && len(items) > 0 {
+		p.pager.size.Store(int64(max(1, size/len(items))))
+	}
+	return items, early, nil
+}
+
+// Token names the page behind items, if there may be one.
+func (p Page) Token(prefix string, items []block.StateItem, early bool) string {
+	if !early && len(items) < p.Limit {
+		return ""
+	}
+	return block.PageToken(prefix, items[len(items)-1].Key)
 }
 
 // after is the least text that is greater than every text that begins with prefix; empty when
@@ -110,30 +129,36 @@ func after(prefix string) string {
 // Scan gives items in the order of the bytes of their keys.
 func (s *Store) Scan(ctx context.Context, prefix, token string, limit int, keysOnly bool) ([]block.StateItem, string, error) {
 	op := s.op("Scan")
-	page, err := NewPage(op, prefix, token, limit)
+	page, err := s.pager.Page(op, prefix, token, limit, keysOnly)
 	if err != nil {
 		return nil, "", err
 	}
 	var items []block.StateItem
-	full := false
+	early := false
 	err = s.do(ctx, op, false, func(ctx context.Context, db *sql.DB) error {
 		text := s.d.Scan
 		if keysOnly {
 			text = s.d.ScanKeys
 		}
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
 		rows, err := db.QueryContext(ctx, text+page.Where(s.d.ScanKey(), func(int) string { return "?" }), page.Args()...)
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
-		items, full, err = page.Fill(rows.Next, func() (block.StateItem, error) { return s.scan(op, rows.Scan) })
-		if err != nil {
+		items, early, err = page.Fill(rows.Next, func() (block.StateItem, error) { return s.scan(op, rows.Scan) })
+		switch {
+		case err != nil:
 			return err
+		case early:
+			cancel()
+			return nil
 		}
 		return rows.Err()
 	})
 	if err != nil {
 		return nil, "", err
 	}
-	return items, page.Token(prefix, items, full), nil
+	return items, page.Token(prefix, items, early), nil
 }

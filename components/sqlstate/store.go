@@ -94,6 +94,7 @@ type Store struct {
 	gate    Gate
 	fences  Gate // open once the table of fences is there
 	cleaner Cleaner
+	pager   Pager
 	writer  chan struct{} // holds a token while a write runs, if the dialect takes one at a time
 
 	mu     sync.Mutex

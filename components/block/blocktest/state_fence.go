@@ -389,6 +389,7 @@ func fenceRace(f *fencing) {
 					return
 				}
 				highest = epoch
+				time.Sleep(time.Millisecond) // some products let readers hold up writers
 			}
 		})
 	}
