@@ -26,10 +26,9 @@ func PageAfter(op fault.Op, prefix, token string) (last string, begun bool, err 
 	if token == "" {
 		return "", false, nil
 	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(token)
-	if err == nil && len(b) >= 4 {
+	if b, err := base64.RawURLEncoding.DecodeString(token); err == nil && len(b) >= 4 {
 		last = prefix + string(b[4:])
-		if binary.BigEndian.Uint32(b) == pageSum(prefix, last) {
+		if PageToken(prefix, last) == token { // the decoder lets some other spellings pass
 			return last, true, nil
 		}
 	}

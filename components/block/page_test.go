@@ -26,6 +26,7 @@ func TestPageToken(t *testing.T) {
 func FuzzPageToken(f *testing.F) {
 	f.Add("a||", block.PageToken("a||", "a||b"))
 	f.Add("", "AAAAAA")
+	f.Add("a||", "0Aw\n_dWI")
 	f.Fuzz(func(t *testing.T, prefix, token string) {
 		last, begun, err := block.PageAfter("op", prefix, token)
 		switch {
