@@ -3,6 +3,9 @@ package memory_test
 import (
 	"context"
 	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -163,6 +166,110 @@ func TestTransactionBeyondTheBoundChangesNothing(t *testing.T) {
 	}
 }
 
+// The order of keys is that of a sorted list, whatever comes and goes.
+func TestKeyOrder(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for _, start := range []int{0, 1, 5000} {
+		var keys []string
+		for i := range start {
+			keys = append(keys, fmt.Sprint(i))
+		}
+		o := memory.NewKeyOrder(keys)
+		model := map[string]bool{}
+		for _, k := range keys {
+			model[k] = true
+		}
+		for n := range 60_000 {
+			k := fmt.Sprint(random.IntN(6000))
+			grow := n/10_000%2 == 0 // it fills up, empties and fills up again
+			switch there := model[k]; {
+			case !there && (grow || random.IntN(10) == 0):
+				o.Add(k)
+				model[k] = true
+			case there && (!grow || random.IntN(10) == 0):
+				o.Remove(k)
+				delete(model, k)
+			}
+			if n%1777 != 0 && n != 59_999 {
+				continue
+			}
+			want := slices.Sorted(maps.Keys(model))
+			if got := o.From("", "", false); !slices.Equal(got, want) {
+				t.Fatalf("after %d steps from %d keys: %d keys, want %d", n, start, len(got), len(want))
+			}
+			at, exact := slices.BinarySearch(want, k)
+			if got := o.From(k, "", false); !slices.Equal(got, want[at:]) {
+				t.Fatalf("from %s on: %d keys, want %d", k, len(got), len(want)-at)
+			}
+			if exact {
+				at++
+			}
+			if got := o.From("", k, true); !slices.Equal(got, want[at:]) {
+				t.Fatalf("behind %s: %d keys, want %d", k, len(got), len(want)-at)
+			}
+		}
+	}
+}
+
+// A callee that never comes back for more does not hold ever more memory.
+func TestSlowWatchIsGivenUp(t *testing.T) {
+	s := openState(t, memory.DefaultStateConfig())
+	ctx := t.Context()
+	blocked, goOn := make(chan struct{}), make(chan struct{})
+	started, done := make(chan struct{}), make(chan error, 1)
+	calls := 0
+	go func() {
+		done <- s.(block.StateWatch).Watch(ctx, "", func() { close(started) }, func([]block.StateItem) {
+			if calls++; calls == 1 {
+				close(blocked)
+				<-goOn
+			}
+		})
+	}()
+	<-started
+	come := func(key string) {
+		t.Helper()
+		if err := s.Set(ctx, block.StateWrite{Key: key}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Delete(ctx, block.StateDelete{Key: key}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	come("first")
+	<-blocked
+	for i := range 70_000 {
+		come(fmt.Sprint(i))
+	}
+	close(goOn)
+	if err := <-done; fault.Of(err) != fault.Unavailable {
+		t.Errorf("Watch returned %v, want unavailable", err)
+	}
+	if calls != 1 {
+		t.Errorf("changed was called %d times, want not after some changes were lost", calls)
+	}
+}
+
+// Fences count, and a full store takes no new ones.
+func TestFencesAreBounded(t *testing.T) {
+	s := openState(t, &memory.StateConfig{MaxBytes: 4 << 10})
+	f := s.(block.StateFence)
+	var err error
+	n := 0
+	for ; err == nil && n < 1000; n++ {
+		err = f.TransactFenced(t.Context(), fmt.Sprint("fence ", n), 5, nil)
+	}
+	if fault.Of(err) != fault.Exhausted {
+		t.Fatalf("after %d fences: %v, want exhausted", n, err)
+	}
+	if err := f.TransactFenced(t.Context(), "fence 0", 6, nil); err != nil {
+		t.Errorf("a known fence in a full store: %v", err)
+	}
+	if err := f.TransactFenced(t.Context(), "fence 0", 5, nil); fault.ReasonOf(err) != fault.Fenced {
+		t.Errorf("a lower epoch in a full store: %v", err)
+	}
+}
+
 func message(topic, body string) []block.Message {
 	return []block.Message{{Topic: topic, Data: []byte(body)}}
 }
@@ -230,6 +337,58 @@ func BenchmarkStateGet(b *testing.B) {
 	for b.Loop() {
 		_, _ = s.Get(b.Context(), "k", block.StateRead{})
 	}
+}
+
+// BenchmarkStateScan: a page of 100 out of 100 000 items of 1 KiB, writes with a fence, and what
+// the order of keys adds to a key that comes and goes.
+func BenchmarkStateScan(b *testing.B) {
+	value := make([]byte, 1024)
+	ctx := b.Context()
+	key := func(i int) string { return fmt.Sprintf("app||%06d", i) }
+	open := func() block.State {
+		s := openState(b, memory.DefaultStateConfig())
+		for i := range 100_000 {
+			_ = s.Set(ctx, block.StateWrite{Key: key(i * 7919 % 1_000_000), Value: value})
+		}
+		return s
+	}
+	s := open()
+	comeAndGo := func(b *testing.B) {
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			k := key(i*7919%1_000_000) + "+"
+			_ = s.Set(ctx, block.StateWrite{Key: k, Value: value})
+			_ = s.Delete(ctx, block.StateDelete{Key: k})
+		}
+	}
+	b.Run("a new key comes and goes", comeAndGo)
+	for _, keysOnly := range []bool{false, true} {
+		b.Run(fmt.Sprintf("scan 100, keys only %v", keysOnly), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				items, _, err := s.(block.StateScan).Scan(ctx, "app||", block.PageToken("app||", key(500_000)), 100, keysOnly)
+				if err != nil || len(items) != 100 {
+					b.Fatal(len(items), err)
+				}
+			}
+		})
+	}
+	b.Run("a new key comes and goes, in order", comeAndGo)
+	ops := []block.StateOp{{StateWrite: block.StateWrite{Key: "app||a", Value: value}}}
+	b.Run("fenced set", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			_ = s.(block.StateFence).TransactFenced(ctx, "f", 7, ops)
+		}
+	})
+	b.Run("first scan", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			s := open()
+			b.StartTimer()
+			_, _, _ = s.(block.StateScan).Scan(ctx, "app||", "", 100, true)
+		}
+	})
 }
 
 func BenchmarkPublishDeliver(b *testing.B) {

@@ -27,24 +27,45 @@ var create = []string{
 		expiredate TIMESTAMP NULL DEFAULT NULL,
 		INDEX expiredate_idx (expiredate)
 	) ENGINE=InnoDB ROW_FORMAT=DYNAMIC`,
+	createFences,
 }
 
-// setup makes what is missing and checks what is there. Tables that exist stay as they are.
-func setup(ctx context.Context, db *sql.DB, log *slog.Logger, c *StateConfig, fill func(string) string) error {
-	err := probe(ctx, db, fill)
+// createFences makes the table of fences, which is ours.
+const createFences = `CREATE TABLE IF NOT EXISTS {fences} (
+		id VARBINARY(3072) NOT NULL PRIMARY KEY,
+		epoch BIGINT UNSIGNED NOT NULL,
+		writes BIGINT UNSIGNED NOT NULL
+	) ENGINE=InnoDB ROW_FORMAT=DYNAMIC`
+
+// setupFences makes the table of fences in a database whose tables were made without.
+func setupFences(ctx context.Context, db *sql.DB, fill func(string) string) error {
+	_, err := db.ExecContext(ctx, fill(`SELECT id, epoch, writes FROM {fences} LIMIT 0`))
+	if number(err) != errNoTable {
+		return err
+	}
+	if _, err := db.ExecContext(ctx, fill(createFences)); err != nil {
+		return fmt.Errorf("make the table of fences: %w", err)
+	}
+	return nil
+}
+
+// setup makes what is missing and checks what is there. Tables that exist stay as they are. lax
+// tells that the table of items compares keys as text.
+func setup(ctx context.Context, db *sql.DB, log *slog.Logger, c *StateConfig, fill func(string) string) (lax bool, err error) {
+	err = probe(ctx, db, fill)
 	if n := number(err); n == errNoDatabase || n == errNoTable {
 		if err := build(ctx, db, c.SchemaName, fill); err != nil {
-			return err
+			return false, err
 		}
 		err = probe(ctx, db, fill)
 	}
 	if number(err) == errNoColumn {
-		return fault.New("", fault.Unsupported, "table %s.%s lacks a column; tables of Dapr before 1.11 need "+
+		return false, fault.New("", fault.Unsupported, "table %s.%s lacks a column; tables of Dapr before 1.11 need "+
 			"ADD COLUMN expiredate TIMESTAMP NULL, ADD INDEX expiredate_idx (expiredate)", c.SchemaName, c.TableName).
 			Because(err).WithSent(fault.SentNever)
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	return check(ctx, db, log, c)
 }
@@ -78,9 +99,9 @@ func probe(ctx context.Context, db *sql.DB, fill func(string) string) error {
 }
 
 // check refuses a table without transactions and warns of one that takes keys for each other.
-func check(ctx context.Context, db *sql.DB, log *slog.Logger, c *StateConfig) error {
+func check(ctx context.Context, db *sql.DB, log *slog.Logger, c *StateConfig) (lax bool, err error) {
 	var kind, collation, engine, transactions string
-	err := db.QueryRowContext(ctx, `SELECT c.DATA_TYPE, COALESCE(c.COLLATION_NAME, ''), e.ENGINE, COALESCE(e.TRANSACTIONS, '')
+	err = db.QueryRowContext(ctx, `SELECT c.DATA_TYPE, COALESCE(c.COLLATION_NAME, ''), e.ENGINE, COALESCE(e.TRANSACTIONS, '')
 		FROM information_schema.COLUMNS c
 		JOIN information_schema.TABLES t ON t.TABLE_SCHEMA = c.TABLE_SCHEMA AND t.TABLE_NAME = c.TABLE_NAME
 		JOIN information_schema.ENGINES e ON e.ENGINE = t.ENGINE
@@ -88,17 +109,18 @@ func check(ctx context.Context, db *sql.DB, log *slog.Logger, c *StateConfig) er
 		Scan(&kind, &collation, &engine, &transactions)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		return nil // a view, or a server that shows nothing: it works or its errors tell
+		return true, nil // a view, or a server that shows nothing: it works or its errors tell
 	case err != nil:
-		return err
+		return false, err
 	case transactions == "NO":
-		return fault.New("", fault.Unsupported, "table %s.%s is kept by the engine %s, which has no transactions; use InnoDB", c.SchemaName, c.TableName, engine).
+		return false, fault.New("", fault.Unsupported, "table %s.%s is kept by the engine %s, which has no transactions; use InnoDB", c.SchemaName, c.TableName, engine).
 			WithSent(fault.SentNever)
 	case !strings.HasSuffix(strings.ToLower(kind), "binary"):
 		log.Warn("the table takes some keys for the same, by its collation; the second of two such keys is refused",
 			"table", c.SchemaName+"."+c.TableName, "collation", collation)
+		return true, nil
 	}
-	return nil
+	return false, nil
 }
 
 // number is the server's number of an error, or 0.

@@ -41,7 +41,9 @@ const deadlockTime = 5 * time.Second
 // Old tables compare keys without regard to case, accents and spaces at the end. A key finds a
 // row by the index, and the row counts only if the bytes are the same.
 func dialect(env block.Env, c *StateConfig, dc *mysql.Config) sqlstate.Dialect {
+	lax := false // the table compares keys by a collation of text; known after Setup
 	fill := strings.NewReplacer(
+		"{fences}", "`"+c.SchemaName+"`.`"+sqlstate.Beside(c.TableName, "_fences")+"`",
 		"{state}", "`"+c.SchemaName+"`.`"+c.TableName+"`", "{meta}", "`"+c.SchemaName+"`.`"+c.MetadataTableName+"`",
 		"{key}", "id = ? AND CAST(CONVERT(id USING utf8mb4) AS BINARY) = CAST(? AS BINARY)",
 		"{etag}", "CAST(eTag AS BINARY) = CAST(? AS BINARY)",
@@ -57,10 +59,21 @@ func dialect(env block.Env, c *StateConfig, dc *mysql.Config) sqlstate.Dialect {
 	const insert = `INSERT INTO {state} (id, value, isbinary, eTag, expiredate) VALUES `
 	return sqlstate.Dialect{
 		Name: "mysql.state", Where: fmt.Sprintf("the database %s on %s", c.SchemaName, dc.Addr),
-		Open:  func() (*sql.DB, error) { return open(dc, c.timeout(), c.MaxConns) },
-		Setup: func(ctx context.Context, db *sql.DB) error { return setup(ctx, db, env.Log, c, fill) },
-		Get:   fill(`SELECT id, value, isbinary, eTag, CAST(UNIX_TIMESTAMP(expiredate) AS SIGNED) FROM {state} WHERE {live} AND id IN `),
-		Put:   fill(insert), Row: fill(row), PutEnd: fill(` ON DUPLICATE KEY UPDATE {id}, value = VALUES(value), isbinary = VALUES(isbinary),
+		Open: func() (*sql.DB, error) { return open(dc, c.timeout(), c.MaxConns) },
+		Setup: func(ctx context.Context, db *sql.DB) (err error) {
+			lax, err = setup(ctx, db, env.Log, c, fill)
+			return err
+		},
+		Get:      fill(`SELECT id, value, isbinary, eTag, CAST(UNIX_TIMESTAMP(expiredate) AS SIGNED) FROM {state} WHERE {live} AND id IN `),
+		Scan:     fill(`SELECT id, value, isbinary, eTag, CAST(UNIX_TIMESTAMP(expiredate) AS SIGNED) FROM {state} WHERE {live} AND `),
+		ScanKeys: fill(`SELECT id, '', false, eTag, CAST(UNIX_TIMESTAMP(expiredate) AS SIGNED) FROM {state} WHERE {live} AND `),
+		ScanKey: func() string {
+			if lax {
+				return "CAST(CONVERT(id USING utf8mb4) AS BINARY)" // which no index knows
+			}
+			return "id"
+		},
+		Put: fill(insert), Row: fill(row), PutEnd: fill(` ON DUPLICATE KEY UPDATE {id}, value = VALUES(value), isbinary = VALUES(isbinary),
 			eTag = VALUES(eTag), expiredate = VALUES(expiredate)`),
 		// Assignments happen from left to right: the end, which the others look at, is the last.
 		First: fill(insert + row + ` ON DUPLICATE KEY UPDATE {id},
@@ -68,9 +81,14 @@ func dialect(env block.Env, c *StateConfig, dc *mysql.Config) sqlstate.Dialect {
 			isbinary = IF(expiredate <= CURRENT_TIMESTAMP, VALUES(isbinary), isbinary),
 			eTag = IF(expiredate <= CURRENT_TIMESTAMP, VALUES(eTag), eTag),
 			expiredate = IF(expiredate <= CURRENT_TIMESTAMP, VALUES(expiredate), expiredate)`),
-		Update:   fill(`UPDATE {state} SET value = ?, isbinary = ?, eTag = ?, expiredate = {end} WHERE {key} AND {etag} AND {live}`),
-		Delete:   fill(`DELETE FROM {state} WHERE {key}`),
-		DeleteIf: fill(`DELETE FROM {state} WHERE {key} AND {etag} AND {live}`),
+		Update:      fill(`UPDATE {state} SET value = ?, isbinary = ?, eTag = ?, expiredate = {end} WHERE {key} AND {etag} AND {live}`),
+		Delete:      fill(`DELETE FROM {state} WHERE {key}`),
+		DeleteIf:    fill(`DELETE FROM {state} WHERE {key} AND {etag} AND {live}`),
+		SetupFences: func(ctx context.Context, db *sql.DB) error { return setupFences(ctx, db, fill) },
+		// An epoch that stays the same must change the row, or it would look refused. The counter
+		// comes first: assignments happen from left to right.
+		Fence: fill(`INSERT INTO {fences} (id, epoch, writes) VALUES (?, CAST(? AS UNSIGNED), 1) ON DUPLICATE KEY UPDATE
+			writes = IF(epoch <= VALUES(epoch), writes + 1, writes), epoch = IF(epoch <= VALUES(epoch), VALUES(epoch), epoch)`),
 		Claim: fill(`INSERT INTO {meta} (id, value) VALUES ('last-cleanup', {mark})
 			ON DUPLICATE KEY UPDATE value = IF(TIMESTAMPDIFF(SECOND, value, VALUES(value)) * 1000 > ?, VALUES(value), value)`),
 		Clean:    fill(`DELETE FROM {state} WHERE expiredate <= CURRENT_TIMESTAMP ORDER BY expiredate LIMIT ?`),

@@ -21,14 +21,18 @@ type layout struct {
 	updateMany, delMany string
 	deleteIfMany        string
 	lock                string // locks the rows of keys in the order of keys
+	scan, scanKeys      string // a condition on scanKey follows
+	fence               string // key and epoch of 20 digits; changes a row unless its epoch is greater
 	claim, clean        string // milliseconds; number of rows
 
 	probe  string   // fails while a table or column is missing
 	create []string // makes what is missing
-	meta   string   // the metadata table
-	mark   string   // the row with the version of the tables
-	level  int      // that version, as create makes it
-	least  int      // the version of a table that has our columns and no mark
+	// The same for the table of fences, which may be missing until a fence is asked for.
+	probeFences, createFences string
+	meta                      string // the metadata table
+	mark                      string // the row with the version of the tables
+	level                     int    // that version, as create makes it
+	least                     int    // the version of a table that has our columns and no mark
 
 	// encode is a value as an argument, array several of them.
 	encode func([]byte) any
@@ -40,6 +44,10 @@ type layout struct {
 	badEtag fault.Code
 }
 
+// scanKey is a key in the order of its bytes. It uses the index of tables that we made, and
+// of others that have an index on it.
+const scanKey = `key COLLATE "C"`
+
 // expected makes statements fail with division by zero unless they change exactly one row. It
 // lets a whole transaction travel at once, and be undone by the server.
 func expected(statement string) string {
@@ -50,7 +58,7 @@ func expected(statement string) string {
 func v2(prefix, meta string) *layout {
 	l := statements(meta, "last-cleanup-state-v2-"+prefix, map[string]string{
 		"{table}": prefix + "state", "{end}": "expires_at", "{changed}": "updated_at",
-		"{read}": "value, true", "{etag}": "etag::text",
+		"{read}": "value, true", "{unread}": "''::bytea, true", "{etag}": "etag::text",
 		"{columns}": "value, etag", "{value}": "$2::bytea, gen_random_uuid()", "{values}": "b.v, gen_random_uuid()",
 		"{excluded}": "value = excluded.value, etag = excluded.etag",
 		"{set}":      "value = $2::bytea, etag = gen_random_uuid()", "{setmany}": "value = b.v, etag = gen_random_uuid()",
@@ -60,7 +68,7 @@ func v2(prefix, meta string) *layout {
 	l.least = 1 // row_id, of version 2, is not used here: Dapr's sidecars add it
 	l.create = []string{
 		`CREATE TABLE IF NOT EXISTS ` + prefix + `state (
-			key text NOT NULL PRIMARY KEY,
+			key text COLLATE "C" NOT NULL PRIMARY KEY,
 			value bytea NOT NULL,
 			etag uuid NOT NULL DEFAULT gen_random_uuid(),
 			created_at timestamp with time zone NOT NULL DEFAULT now(),
@@ -69,6 +77,7 @@ func v2(prefix, meta string) *layout {
 			row_id bigint GENERATED ALWAYS AS IDENTITY UNIQUE
 		)`,
 		`CREATE INDEX ON ` + prefix + `state (expires_at)`,
+		l.createFences,
 	}
 	l.encode = func(b []byte) any {
 		if b == nil {
@@ -100,7 +109,7 @@ func canonicalUUID(etag string) (string, bool) {
 func v1(table, meta string) *layout {
 	l := statements(meta, "last-cleanup", map[string]string{
 		"{table}": table, "{end}": "expiredate", "{changed}": "updatedate",
-		"{read}": "value::text, isbinary", "{etag}": "xmin::text",
+		"{read}": "value::text, isbinary", "{unread}": "''::text, false", "{etag}": "xmin::text",
 		"{columns}": "value, isbinary", "{value}": "$2::text::jsonb, true", "{values}": "b.v::jsonb, true",
 		"{excluded}": "value = excluded.value, isbinary = excluded.isbinary",
 		"{set}":      "value = $2::text::jsonb, isbinary = true", "{setmany}": "value = b.v::jsonb, isbinary = true",
@@ -109,13 +118,14 @@ func v1(table, meta string) *layout {
 	l.mark, l.level, l.least = "migrations", 2, 2
 	l.create = []string{
 		`CREATE TABLE IF NOT EXISTS ` + table + ` (
-			key text NOT NULL PRIMARY KEY,
+			key text COLLATE "C" NOT NULL PRIMARY KEY,
 			value jsonb NOT NULL,
 			isbinary boolean NOT NULL,
 			insertdate TIMESTAMP WITH TIME ZONE NOT NULL DEFAULT NOW(),
 			updatedate TIMESTAMP WITH TIME ZONE NULL
 		)`,
 		`ALTER TABLE ` + table + ` ADD COLUMN IF NOT EXISTS expiredate TIMESTAMP WITH TIME ZONE`,
+		l.createFences,
 	}
 	// jsonb keeps the meaning of JSON, not its bytes, so every value is written as bytes.
 	l.encode = func(b []byte) any { return sqlstate.Quoted(b) }
@@ -145,7 +155,7 @@ func canonicalNumber(etag string) (string, bool) {
 func statements(meta, cleaned string, parts map[string]string) *layout {
 	pairs := []string{"{live}", "(t." + parts["{end}"] + " IS NULL OR t." + parts["{end}"] + " >= now())",
 		"{until}", "now() + make_interval(secs => $3::float8)", "{untils}", "now() + make_interval(secs => b.ttl)",
-		"{meta}", meta, "{cleaned}", cleaned}
+		"{meta}", meta, "{cleaned}", cleaned, "{fences}", sqlstate.Beside(parts["{table}"], "_fences")}
 	for k, v := range parts {
 		pairs = append(pairs, k, v)
 	}
@@ -171,12 +181,19 @@ func statements(meta, cleaned string, parts map[string]string) *layout {
 		delMany: fill(`DELETE FROM {table} WHERE key = ANY($1::text[])`),
 		deleteIfMany: fill(`DELETE FROM {table} AS t USING unnest($1::text[], $2::text[]) AS b(k, e)
 			WHERE t.key = b.k AND t.{etag} = b.e AND {live} RETURNING t.key`),
-		lock: fill(`SELECT count(*) FROM (SELECT 1 FROM {table} WHERE key = ANY($1::text[]) ORDER BY key FOR UPDATE) AS l`),
+		lock:     fill(`SELECT count(*) FROM (SELECT 1 FROM {table} WHERE key = ANY($1::text[]) ORDER BY key COLLATE "C" FOR UPDATE) AS l`),
+		scan:     fill(`SELECT key, {read}, {etag}, {end} FROM {table} AS t WHERE {live} AND `),
+		scanKeys: fill(`SELECT key, {unread}, {etag}, {end} FROM {table} AS t WHERE {live} AND `),
+		fence: fill(`INSERT INTO {fences} AS t (key, epoch) VALUES ($1, $2::text::numeric)
+			ON CONFLICT (key) DO UPDATE SET epoch = excluded.epoch WHERE t.epoch <= excluded.epoch`),
 		claim: fill(`INSERT INTO {meta} AS m (key, value) VALUES ('{cleaned}', now()::text)
 			ON CONFLICT (key) DO UPDATE SET value = now()::text
 			WHERE (EXTRACT('epoch' FROM now() - m.value::timestamp with time zone) * 1000)::bigint > $1::bigint`),
-		clean: fill(`DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE {end} < now() LIMIT $1::bigint FOR UPDATE SKIP LOCKED)`),
-		probe: fill(`SELECT key, {columns}, {end} FROM {table} LIMIT 0`),
-		meta:  meta,
+		clean:       fill(`DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE {end} < now() LIMIT $1::bigint FOR UPDATE SKIP LOCKED)`),
+		probe:       fill(`SELECT key, {columns}, {end} FROM {table} LIMIT 0`),
+		probeFences: fill(`SELECT key, epoch FROM {fences} LIMIT 0`),
+		// 64 bits without a sign need more than a bigint.
+		createFences: fill(`CREATE TABLE IF NOT EXISTS {fences} (key text COLLATE "C" NOT NULL PRIMARY KEY, epoch numeric(20) NOT NULL)`),
+		meta:         meta,
 	}
 }

@@ -74,10 +74,20 @@ func tables(version, name string) []string {
 	return []string{"tablePrefix", name, "metadataTableName", name + "meta"}
 }
 
+// address is a connection string.
+func address(port int, database string) string {
+	quoted := strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(servers.SQLPassword)
+	return fmt.Sprintf("host=127.0.0.1 port=%d dbname=%s user=postgres password='%s' sslmode=disable", port, database, quoted)
+}
+
 func sqlConn(t testing.TB, port int) *pgx.Conn {
 	t.Helper()
-	quoted := strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(servers.SQLPassword)
-	c, err := pgx.Connect(t.Context(), fmt.Sprintf("host=127.0.0.1 port=%d dbname=postgres user=postgres password='%s' sslmode=disable", port, quoted))
+	return sqlConnTo(t, port, "postgres")
+}
+
+func sqlConnTo(t testing.TB, port int, database string) *pgx.Conn {
+	t.Helper()
+	c, err := pgx.Connect(t.Context(), address(port, database))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,6 +39,18 @@ func (l *layout) setup(ctx context.Context, c *pgx.Conn) error {
 	})
 }
 
+// setupFences makes the table of fences in a database whose tables were made without.
+func (l *layout) setupFences(ctx context.Context, c *pgx.Conn) error {
+	_, err := c.Exec(ctx, l.probeFences)
+	if err == nil || !missing(err) {
+		return err
+	}
+	if _, err := c.Exec(ctx, l.createFences); err != nil && !collision(err) {
+		return fmt.Errorf("create the table of fences: %w", err)
+	}
+	return nil
+}
+
 // migrate runs under the lock. A table that is there is left as it is: what Dapr's versions
 // add to it later is none we need.
 func (l *layout) migrate(ctx context.Context, tx pgx.Tx) error {

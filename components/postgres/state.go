@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -18,6 +19,8 @@ var (
 	_ block.StateBatch = (*state)(nil)
 	_ block.StateTx    = (*state)(nil)
 	_ block.StateTTL   = (*state)(nil)
+	_ block.StateScan  = (*state)(nil)
+	_ block.StateFence = (*state)(nil)
 )
 
 // state is a table with a row per key.
@@ -26,7 +29,9 @@ type state struct {
 	layout  *layout
 	every   time.Duration // between cleanings
 	gate    sqlstate.Gate // open once the tables are there
+	fences  sqlstate.Gate // open once the table of fences is there
 	cleaner sqlstate.Cleaner
+	pager   sqlstate.Pager
 }
 
 // ExpiresItems marks expiry.
@@ -58,7 +63,8 @@ func (s *state) do(ctx context.Context, op fault.Op, run func(context.Context, *
 		s.cleaner.Start()
 		err := run(ctx, c)
 		if sqlState(err) == "42P01" {
-			s.gate.Shut() // somebody dropped the table; the next call makes it anew
+			s.gate.Shut() // somebody dropped a table; the next call makes it anew
+			s.fences.Shut()
 		}
 		return err
 	})
@@ -115,6 +121,45 @@ func (s *state) GetMany(ctx context.Context, keys []string, _ block.StateRead) (
 		return nil, err
 	}
 	return sqlstate.Arrange(keys, found), nil
+}
+
+// Scan gives items in the order of the bytes of their keys.
+func (s *state) Scan(ctx context.Context, prefix, token string, limit int, keysOnly bool) ([]block.StateItem, string, error) {
+	const op fault.Op = "postgres.state.Scan"
+	page, err := s.pager.Page(op, prefix, token, limit, keysOnly)
+	if err != nil {
+		return nil, "", err
+	}
+	statement := s.layout.scan
+	if keysOnly {
+		statement = s.layout.scanKeys
+	}
+	statement += page.Where(scanKey, func(n int) string { return "$" + strconv.Itoa(n) })
+	var items []block.StateItem
+	early := false
+	err = s.do(ctx, op, func(ctx context.Context, c *pgx.Conn) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		rows, err := c.Query(ctx, statement, page.Args()...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		items, early, err = page.Fill(rows.Next, func() (block.StateItem, error) { return s.scan(op, rows) })
+		switch {
+		case err != nil:
+			return err
+		case early:
+			cancel()
+			return nil
+		}
+		rows.Close()
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	return items, page.Token(prefix, items, early), nil
 }
 
 func (s *state) scan(op fault.Op, row pgx.Row) (block.StateItem, error) {

@@ -88,8 +88,33 @@ func (s *state) Transact(ctx context.Context, ops []block.StateOp) error {
 	case 1:
 		return s.one(ctx, op, &ops[0])
 	}
+	return s.together(ctx, op, nil, ops)
+}
+
+// raise is what a transaction does to a fence.
+type raise struct {
+	fence string
+	epoch uint64
+}
+
+// TransactFenced applies all operations and raises the fence, or does nothing. The fence is a row
+// of a table of its own. It is written before everything else, also when its epoch stays the
+// same: so its lock orders the transactions, and every later one sees the epoch.
+func (s *state) TransactFenced(ctx context.Context, fence string, epoch uint64, ops []block.StateOp) error {
+	const op fault.Op = "postgres.state.TransactFenced"
+	if err := sqlstate.CheckKey(op, fence); err != nil {
+		return err
+	}
+	return s.together(ctx, op, &raise{fence, epoch}, ops)
+}
+
+// together performs operations in one transaction, after raising a fence unless it is nil.
+func (s *state) together(ctx context.Context, op fault.Op, r *raise, ops []block.StateOp) error {
 	order := sqlstate.Order(ops)
 	var batch pgx.Batch
+	if r != nil {
+		batch.Queue(expected(s.layout.fence), r.fence, sqlstate.Digits(r.epoch))
+	}
 	for _, i := range order {
 		statement, args, err := s.statement(op, &ops[i])
 		if err != nil {
@@ -101,14 +126,28 @@ func (s *state) Transact(ctx context.Context, ops []block.StateOp) error {
 		batch.Queue(statement, args...)
 	}
 	return s.do(ctx, op, func(ctx context.Context, c *pgx.Conn) error {
+		if r != nil {
+			if err := s.fences.Pass(ctx, func(ctx context.Context) error { return s.layout.setupFences(ctx, c) }); err != nil {
+				return err
+			}
+		}
 		results := c.SendBatch(ctx, &batch)
+		if r != nil {
+			if _, err := results.Exec(); err != nil {
+				_ = results.Close()           // repeats the error
+				if sqlState(err) == "22012" { // division by zero: see expected
+					return sqlstate.Fenced(op, r.fence, r.epoch)
+				}
+				return err
+			}
+		}
 		for _, i := range order {
 			_, err := results.Exec()
 			if err == nil {
 				continue
 			}
-			_ = results.Close()                                        // repeats the error
-			if sqlState(err) == "22012" && sqlstate.Guarded(&ops[i]) { // division by zero: see expected
+			_ = results.Close()
+			if sqlState(err) == "22012" && sqlstate.Guarded(&ops[i]) {
 				return sqlstate.Refused(op, &ops[i])
 			}
 			return err

@@ -86,6 +86,7 @@ const busyStep = 20 * time.Millisecond
 // text in whole seconds.
 func stateDialect(c *StateConfig) sqlstate.Dialect {
 	fill := strings.NewReplacer("{state}", `"`+c.TableName+`"`, "{meta}", `"`+c.MetadataTableName+`"`,
+		"{fences}", `"`+sqlstate.Beside(c.TableName, "_fences")+`"`,
 		"{live}", "(expiration_time IS NULL OR expiration_time > CURRENT_TIMESTAMP)").Replace
 	const set = `value = excluded.value, is_binary = excluded.is_binary, etag = excluded.etag,
 		expiration_time = excluded.expiration_time, update_time = CURRENT_TIMESTAMP`
@@ -97,12 +98,19 @@ func stateDialect(c *StateConfig) sqlstate.Dialect {
 		},
 		Setup: func(ctx context.Context, db *sql.DB) error { return setupState(ctx, db, fill, c.MetadataTableName) },
 		Get:   fill(`SELECT key, value, is_binary, etag, unixepoch(expiration_time) FROM {state} WHERE {live} AND key IN `),
-		Put:   put, Row: "(?, ?, ?, ?, ?)", PutEnd: ` ON CONFLICT (key) DO UPDATE SET ` + set,
+		// The column's collation compares bytes.
+		Scan:     fill(`SELECT key, value, is_binary, etag, unixepoch(expiration_time) FROM {state} WHERE {live} AND `),
+		ScanKeys: fill(`SELECT key, '', false, etag, unixepoch(expiration_time) FROM {state} WHERE {live} AND `),
+		ScanKey:  func() string { return "key" },
+		Put:      put, Row: "(?, ?, ?, ?, ?)", PutEnd: ` ON CONFLICT (key) DO UPDATE SET ` + set,
 		First: put + `(?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET ` + set + ` WHERE expiration_time <= CURRENT_TIMESTAMP`,
 		Update: fill(`UPDATE {state} SET value = ?, is_binary = ?, etag = ?, expiration_time = ?, update_time = CURRENT_TIMESTAMP
 			WHERE key = ? AND etag = ? AND {live}`),
-		Delete:   fill(`DELETE FROM {state} WHERE key = ?`),
-		DeleteIf: fill(`DELETE FROM {state} WHERE key = ? AND etag = ? AND {live}`),
+		Delete:      fill(`DELETE FROM {state} WHERE key = ?`),
+		DeleteIf:    fill(`DELETE FROM {state} WHERE key = ? AND etag = ? AND {live}`),
+		SetupFences: func(ctx context.Context, db *sql.DB) error { return setupFences(ctx, db, fill) },
+		Fence: fill(`INSERT INTO {fences} AS f (key, epoch) VALUES (?, ?)
+			ON CONFLICT (key) DO UPDATE SET epoch = excluded.epoch WHERE f.epoch <= excluded.epoch`),
 		Claim: fill(`INSERT INTO {meta} (key, value) VALUES ('last-cleanup', CURRENT_TIMESTAMP)
 			ON CONFLICT (key) DO UPDATE SET value = CURRENT_TIMESTAMP WHERE (unixepoch() - unixepoch(value)) * 1000 > ?`),
 		Clean:  fill(`DELETE FROM {state} WHERE key IN (SELECT key FROM {state} WHERE expiration_time <= CURRENT_TIMESTAMP LIMIT ?)`),
@@ -160,6 +168,7 @@ func setupState(ctx context.Context, db *sql.DB, fill func(string) string, meta 
 				expiration_time TIMESTAMP DEFAULT NULL,
 				update_time TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
 			)`,
+			createFences,
 			`INSERT INTO {meta} (key, value) VALUES ('migrations', '` + strconv.Itoa(stateVersion) + `') ON CONFLICT DO NOTHING`,
 		} {
 			if _, err := tx.ExecContext(ctx, fill(q)); err != nil {
@@ -171,6 +180,22 @@ func setupState(ctx context.Context, db *sql.DB, fill func(string) string, meta 
 		}
 		return checkState(version, meta)
 	})
+}
+
+// createFences makes the table of fences. Epochs are numbers of 20 digits, as text: integers of
+// the database have a sign.
+const createFences = `CREATE TABLE IF NOT EXISTS {fences} (key TEXT NOT NULL PRIMARY KEY, epoch TEXT NOT NULL) WITHOUT ROWID`
+
+// setupFences makes the table of fences in a database that was made without.
+func setupFences(ctx context.Context, db *sql.DB, fill func(string) string) error {
+	var n int
+	if db.QueryRowContext(ctx, fill(`SELECT count(*) FROM (SELECT key, epoch FROM {fences} LIMIT 1)`)).Scan(&n) == nil {
+		return nil
+	}
+	if _, err := db.ExecContext(ctx, fill(createFences)); err != nil {
+		return fmt.Errorf("create the table of fences: %w", err)
+	}
+	return nil
 }
 
 // checkState accepts newer versions: Dapr's only ever added columns, which we do not name.

@@ -11,6 +11,8 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
+	"hash/crc32"
 	"regexp"
 	"slices"
 	"strings"
@@ -41,6 +43,23 @@ func CheckQualified(key, name string) error {
 		return CheckName(key, name)
 	}
 	return errors.Join(CheckName(key, schema), CheckName(key, table))
+}
+
+// Beside is the name of a table of ours that belongs to table, which may be qualified. It is
+// short enough for every product.
+func Beside(table, suffix string) string {
+	schema, name, found := strings.Cut(table, ".")
+	if !found {
+		schema, name = "", table
+	} else {
+		schema += "."
+	}
+	const most = 63
+	if len(name)+len(suffix) > most { // cut off, two names could become one
+		sum := fmt.Sprintf("_%08x", crc32.ChecksumIEEE([]byte(name)))
+		name = name[:most-len(suffix)-len(sum)] + sum
+	}
+	return schema + name + suffix
 }
 
 // CheckKey reports a key that a text column cannot hold.
@@ -119,6 +138,16 @@ func Refused(op fault.Op, o *block.StateOp) error {
 		return fault.New(op, fault.Conflict, "key %q does not have etag %q; read it again", o.Key, o.ETag).WithSent(fault.SentNever)
 	}
 	return fault.New(op, fault.Conflict, "key %q exists already and the request is a first write", o.Key).WithSent(fault.SentNever)
+}
+
+// Digits are an epoch as statements take it: as text in the order of numbers, for not every
+// product has 64 bits without a sign.
+func Digits(epoch uint64) string { return fmt.Sprintf("%020d", epoch) }
+
+// Fenced is the answer to an epoch that is over.
+func Fenced(op fault.Op, fence string, epoch uint64) error {
+	return fault.New(op, fault.Conflict, "a later epoch than %d has written with the fence %q", epoch, fence).
+		With(fault.Fenced).WithSent(fault.SentNever)
 }
 
 // Answered tells whether err is a finished answer that another attempt would only repeat.

@@ -19,6 +19,8 @@ var (
 	_ block.StateBatch = (*Store)(nil)
 	_ block.StateTx    = (*Store)(nil)
 	_ block.StateTTL   = (*Store)(nil)
+	_ block.StateScan  = (*Store)(nil)
+	_ block.StateFence = (*Store)(nil)
 )
 
 // Dialect is a product as Store needs it: its statements, with table names filled in, and the
@@ -38,6 +40,11 @@ type Dialect struct {
 	// Get reads key, value, binary mark, etag and end (seconds of Unix time or NULL) of the
 	// keys listed in the parentheses that follow it.
 	Get string
+	// Scan reads rows of the same columns, ScanKeys with an empty value that is not binary in place
+	// of the value; a condition on ScanKey follows either. ScanKey is the key in the order of its
+	// bytes; it is asked for after Setup.
+	Scan, ScanKeys string
+	ScanKey        func() string
 	// Put writes rows, whose values (key, value, binary mark, etag, end) stand between it and
 	// PutEnd; each is a Row.
 	Put, Row, PutEnd string
@@ -47,6 +54,10 @@ type Dialect struct {
 	Update string
 	// Delete takes a key, DeleteIf a key and its etag.
 	Delete, DeleteIf string
+	// SetupFences makes the table of fences if it is missing. Fence takes a key and an epoch of
+	// 20 digits and changes the key's row, or makes it, unless that has a greater epoch.
+	SetupFences func(context.Context, *sql.DB) error
+	Fence       string
 	// Claim takes the interval in milliseconds and changes a row if the last cleaning is
 	// further away. Clean deletes at most as many expired rows as its argument says.
 	Claim, Clean string
@@ -81,13 +92,16 @@ type Store struct {
 	d       Dialect
 	o       Options
 	gate    Gate
+	fences  Gate // open once the table of fences is there
 	cleaner Cleaner
+	pager   Pager
 	writer  chan struct{} // holds a token while a write runs, if the dialect takes one at a time
 
 	mu     sync.Mutex
-	db     *sql.DB // guarded by mu; nil before the first use
-	stmts  stmts   // guarded by mu until the gate is open
-	closed bool    // guarded by mu
+	db     *sql.DB   // guarded by mu; nil before the first use
+	stmts  stmts     // guarded by mu until the gate is open
+	fence  *sql.Stmt // written before the fences' gate opens, read after
+	closed bool      // guarded by mu
 }
 
 // stmts are the prepared statements of the hot paths.
