@@ -3,7 +3,6 @@ package nats
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -36,11 +35,15 @@ type state struct {
 	about    string // what the bucket's description says when it is made
 	replicas int
 
-	made atomic.Pointer[abilities] // nil until the stream is known to exist
+	made   atomic.Pointer[abilities] // nil until the stream is known to exist
+	fences fences
 }
 
 // abilities of the stream as it was found.
-type abilities struct{ ttl, atomic, replicated bool }
+type abilities struct {
+	ttl, atomic, replicated bool
+	history                 bool // keys keep messages from before their last one
+}
 
 const (
 	// headerOp with opDelete marks a removed key, as in the product's own buckets.
@@ -108,31 +111,17 @@ func (s *state) Get(ctx context.Context, key string, opts block.StateRead) (bloc
 	return v.item(key), nil
 }
 
-// ofLeader asks the stream's leader, which is dearer: the answer is JSON. Direct reads of a
-// replicated stream may be answered by any replica.
+// ofLeader asks the stream's leader, which is dearer: the answer is JSON.
 func (s *state) ofLeader(ctx context.Context, op fault.Op, key string) (version, error) {
 	subject, err := appendKey([]byte(s.prefix), op, key)
 	if err != nil {
 		return version{}, err
 	}
-	p, err := s.conn.acquire(ctx, op)
-	if err != nil {
+	m, err := s.leader(ctx, op, &messageRequest{LastFor: string(subject)})
+	if err != nil || m == nil {
 		return version{}, err
 	}
-	stream, err := p.js.Stream(ctx, s.stream)
-	if err != nil {
-		return version{}, adminError(op, "bucket "+s.stream, err)
-	}
-	raw, err := stream.GetLastMsgForSubject(ctx, string(subject))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return version{}, nil
-	}
-	if err != nil {
-		return version{}, adminError(op, "read", err)
-	}
-	v := version{seq: raw.Sequence, value: raw.Data}
-	v.read(natsgo.Header(raw.Header))
-	return v, nil
+	return m.version(op)
 }
 
 // GetMany reads several keys, pipelined. They are not read at one moment.
@@ -498,6 +487,6 @@ func (s *state) create(ctx context.Context, op fault.Op, p *period) error {
 	if !got.AllowDirect {
 		return fault.New(op, fault.Unsupported, "bucket %s does not allow direct reads and cannot be changed; allow them or use another bucket", s.stream)
 	}
-	s.made.Store(&abilities{ttl: got.AllowMsgTTL, atomic: got.AllowAtomicPublish, replicated: got.Replicas > 1})
+	s.made.Store(&abilities{ttl: got.AllowMsgTTL, atomic: got.AllowAtomicPublish, replicated: got.Replicas > 1, history: got.MaxMsgsPerSubject != 1})
 	return nil
 }
