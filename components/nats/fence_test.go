@@ -62,7 +62,9 @@ func TestFence(t *testing.T) {
 		"some conditions": func() []block.StateOp { return []block.StateOp{etag(writing("a", "new")), writing("b", "new")} },
 		"all conditional": func() []block.StateOp { return []block.StateOp{etag(writing("a", "new")), etag(writing("b", "new"))} },
 		"a removal":       func() []block.StateOp { return []block.StateOp{{Delete: true, StateWrite: block.StateWrite{Key: "a"}}} },
-		"a first write":   func() []block.StateOp { return []block.StateOp{{StateWrite: block.StateWrite{Key: "c", FirstWrite: true}}} },
+		"a first write": func() []block.StateOp {
+			return []block.StateOp{{StateWrite: block.StateWrite{Key: "c", FirstWrite: true}}}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			fence := "app||fence " + name
