@@ -91,12 +91,12 @@ type StateTTL interface{ ExpiresItems() }
 
 // StateScan is offered by stores that can go through their keys.
 type StateScan interface {
-	// Scan gives up to limit items whose keys begin with prefix, from the page that token names;
-	// an empty token is the first page. next is empty at the end; a page may be short, or empty,
-	// before it. An item that exists throughout the scan is given at least once, and twice only in
-	// different pages; expired items are left out. A token that is not this store's is
-	// fault.Invalid with fault.BadToken; one of a scan made before the store was restarted may be.
-	// With keysOnly values may be left out.
+	// Scan gives up to limit items, of which at least 1 is asked for, whose keys begin with prefix,
+	// from the page that token names; an empty token is the first page. next is empty at the end; a
+	// page may be short, or empty, before it. An item that exists throughout the scan is given at
+	// least once, and twice only in different pages; expired items are left out. A token that is
+	// not this store's is fault.Invalid with fault.BadToken; one of a scan made before the store
+	// was restarted may be. With keysOnly values may be left out.
 	Scan(ctx context.Context, prefix, token string, limit int, keysOnly bool) (items []StateItem, next string, err error)
 }
 
@@ -122,6 +122,8 @@ type StateFence interface {
 	// 0. When the number is greater nothing happens: fault.Conflict with fault.Fenced. The fence's
 	// key is in the same space as keys of items, arrives already scoped, is nobody's item, and
 	// does not expire. An empty ops raises the number alone. Where keys are spread over servers
-	// that cannot act as one, it is fault.Unsupported.
+	// that cannot act as one, it is fault.Unsupported. Every epoch up to 2^63-1 is taken; a store
+	// that cannot keep larger ones refuses them with fault.Invalid. The fence may count as one of
+	// MaxOps.
 	TransactFenced(ctx context.Context, fence string, epoch uint64, ops []StateOp) error
 }

@@ -41,6 +41,9 @@ var (
 	_ block.StateBatch = (*State)(nil)
 	_ block.StateTx    = (*State)(nil)
 	_ block.StateTTL   = (*State)(nil)
+	_ block.StateScan  = (*State)(nil)
+	_ block.StateWatch = (*State)(nil)
+	_ block.StateFence = (*State)(nil)
 )
 
 // State is a map under one lock. One lock is enough: the longest section copies pointers, and
@@ -48,14 +51,17 @@ var (
 type State struct {
 	max int64
 
-	mu      sync.RWMutex
-	closed  bool             // guarded by mu
-	items   map[string]*item // guarded by mu
-	used    int64            // guarded by mu
-	version uint64           // guarded by mu; the last version given out
-	dying   expiries         // guarded by mu; items with an end, soonest first
-	timer   *time.Timer      // guarded by mu; armed only while something can expire
-	armed   time.Time        // guarded by mu; when timer fires; zero when it does not
+	mu       sync.RWMutex
+	closed   bool                  // guarded by mu
+	items    map[string]*item      // guarded by mu
+	order    *keyOrder             // guarded by mu; the keys of items; nil until somebody scans
+	fences   map[string]uint64     // guarded by mu
+	watchers map[*watcher]struct{} // guarded by mu
+	used     int64                 // guarded by mu
+	version  uint64                // guarded by mu; the last version given out
+	dying    expiries              // guarded by mu; items with an end, soonest first
+	timer    *time.Timer           // guarded by mu; armed only while something can expire
+	armed    time.Time             // guarded by mu; when timer fires; zero when it does not
 }
 
 // item is one version of one key. Its value never changes after it is stored, so readers may
@@ -71,8 +77,10 @@ type item struct {
 // NewState opens an empty store.
 func NewState(_ block.Env, c *StateConfig) (block.State, error) {
 	return &State{
-		max:   c.MaxBytes.Int64(),
-		items: map[string]*item{},
+		max:      c.MaxBytes.Int64(),
+		items:    map[string]*item{},
+		fences:   map[string]uint64{},
+		watchers: map[*watcher]struct{}{},
 		// Versions start at the clock, so that an etag kept by an app across a restart of this
 		// process does not match another value by chance.
 		version: uint64(time.Now().UnixNano()),
@@ -92,7 +100,10 @@ func (s *State) Close(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	s.items, s.dying, s.used = nil, nil, 0
+	s.items, s.order, s.fences, s.dying, s.used = nil, nil, nil, nil, 0
+	for w := range s.watchers {
+		w.poke() // it finds the store closed
+	}
 	if s.timer != nil {
 		s.timer.Stop()
 	}
@@ -143,13 +154,13 @@ func (s *State) GetMany(ctx context.Context, keys []string, _ block.StateRead) (
 func (s *State) Set(ctx context.Context, w block.StateWrite) error {
 	const op fault.Op = "memory.state.Set"
 	w.Value = bytes.Clone(w.Value)
-	return s.apply(op, ctx, []block.StateOp{{StateWrite: w}})
+	return s.apply(op, ctx, nil, []block.StateOp{{StateWrite: w}})
 }
 
 // Delete removes one key.
 func (s *State) Delete(ctx context.Context, d block.StateDelete) error {
 	const op fault.Op = "memory.state.Delete"
-	return s.apply(op, ctx, []block.StateOp{{Delete: true, StateWrite: block.StateWrite{Key: d.Key, ETag: d.ETag}}})
+	return s.apply(op, ctx, nil, []block.StateOp{{Delete: true, StateWrite: block.StateWrite{Key: d.Key, ETag: d.ETag}}})
 }
 
 // SetMany writes each on its own.
@@ -178,21 +189,50 @@ func each(n int, do func(int) error) []error {
 // Transact applies all operations in order, or none.
 func (s *State) Transact(ctx context.Context, ops []block.StateOp) error {
 	const op fault.Op = "memory.state.Transact"
+	return s.apply(op, ctx, nil, owned(ops))
+}
+
+// TransactFenced applies all operations and raises the fence, or does nothing. A fence is kept
+// until Close and counts towards the bound.
+func (s *State) TransactFenced(ctx context.Context, fence string, epoch uint64, ops []block.StateOp) error {
+	const op fault.Op = "memory.state.TransactFenced"
+	return s.apply(op, ctx, &raise{fence, epoch}, owned(ops))
+}
+
+// raise is what a transaction does to a fence.
+type raise struct {
+	fence string
+	epoch uint64
+}
+
+// owned are operations whose values the caller does not have.
+func owned(ops []block.StateOp) []block.StateOp {
 	own := make([]block.StateOp, len(ops))
 	for i, o := range ops {
 		o.Value = bytes.Clone(o.Value)
 		own[i] = o
 	}
-	return s.apply(op, ctx, own)
+	return own
 }
 
-// apply checks and then performs ops, whose values it keeps. Checks see the effect of earlier
-// operations of the same list, as rows of a table would.
-func (s *State) apply(op fault.Op, ctx context.Context, ops []block.StateOp) error {
+// apply checks and then performs ops, whose values it keeps, and the raise of a fence unless it
+// is nil. Checks see the effect of earlier operations of the same list, as rows of a table would.
+func (s *State) apply(op fault.Op, ctx context.Context, fence *raise, ops []block.StateOp) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.usable(op, ctx); err != nil {
 		return err
+	}
+	var room int64 // for a new fence
+	if fence != nil {
+		at, known := s.fences[fence.fence]
+		if at > fence.epoch {
+			return fault.New(op, fault.Conflict, "epoch %d has written with the fence %q, the request has epoch %d", at, fence.fence, fence.epoch).
+				With(fault.Fenced).WithSent(fault.SentNever)
+		}
+		if !known {
+			room = int64(len(fence.fence)) + itemOverhead
+		}
 	}
 	now := time.Now()
 	var undo []change
@@ -203,12 +243,18 @@ func (s *State) apply(op fault.Op, ctx context.Context, ops []block.StateOp) err
 		}
 		undo = append(undo, s.perform(&ops[i], now))
 	}
-	if err == nil && s.max > 0 && s.used > s.max && grows(ops) {
+	if err == nil && s.max > 0 && s.used+room > s.max && (room > 0 || grows(ops)) {
 		err = fault.New(op, fault.Exhausted, "the in-memory store holds its maximum of %d bytes; delete keys or raise maxBytes", s.max)
 	}
 	if err != nil {
 		for i := len(undo) - 1; i >= 0; i-- {
 			s.replace(undo[i].key, undo[i].was)
+		}
+	} else {
+		s.tell(undo)
+		if fence != nil {
+			s.fences[fence.fence] = fence.epoch
+			s.used += room
 		}
 	}
 	s.arm()
@@ -266,6 +312,13 @@ func (s *State) replace(key string, it *item) *item {
 		s.used -= was.size()
 		if was.slot >= 0 {
 			heap.Remove(&s.dying, was.slot)
+		}
+	}
+	if s.order != nil && (was == nil) != (it == nil) {
+		if it != nil {
+			s.order.add(key)
+		} else {
+			s.order.remove(key)
 		}
 	}
 	if it == nil {
@@ -337,9 +390,12 @@ func (s *State) sweep() {
 		return
 	}
 	now := time.Now()
+	var gone []change
 	for len(s.dying) > 0 && !now.Before(s.dying[0].expires) {
-		s.replace(s.dying[0].key, nil)
+		key := s.dying[0].key
+		gone = append(gone, change{key, s.replace(key, nil)})
 	}
+	s.tell(gone)
 	s.arm()
 }
 

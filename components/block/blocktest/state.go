@@ -50,12 +50,34 @@ func State(t *testing.T, open func(t *testing.T) block.State) {
 		{"concurrent increments", stateIncrements},
 		{"one first writer", stateOneFirstWriter},
 		{"slices belong to their owners", stateOwnership},
+		{"scan: prefixes", stateScan(scanPrefix)},
+		{"scan: pages", stateScan(scanPages)},
+		{"scan: large values", stateScan(scanLarge)},
+		{"scan: tokens", stateScan(scanTokens)},
+		{"scan: expired items", stateScan(scanExpired)},
+		{"scan: among writers", stateScan(scanChanging)},
+		{"scan: thousands of keys", stateScan(scanMany)},
+		{"watch: changes", stateWatch(watchChanges)},
+		{"watch: expiry", stateWatch(watchExpiry)},
+		{"watch: order", stateWatch(watchOrder)},
+		{"watch: prefixes", stateWatch(watchPrefix)},
+		{"watch: several watchers", stateWatch(watchWatchers)},
+		{"watch: a slow callee", stateWatch(watchSlow)},
+		{"watch: the end", stateWatch(watchEnd)},
+		{"watch: close", stateWatch(watchClose)},
+		{"fence: epochs", stateFence(fenceEpochs)},
+		{"fence: large epochs", stateFence(fenceLarge)},
+		{"fence: all or nothing", stateFence(fenceAtomic)},
+		{"fence: nobody's item", stateFence(fenceHidden)},
+		{"fence: outlives items and process", stateFence(fenceLasts)},
+		{"fence: a race of owners", stateFence(fenceRace)},
+		{"fence: crossed transactions", stateFence(fenceCrossed)},
 		{"an ended context", stateContext},
 		{"close", stateClose},
 	}
 	for _, g := range groups {
 		t.Run(g.name, func(t *testing.T) {
-			s := &stateTest{T: t, store: open(t), prefix: unique()}
+			s := &stateTest{T: t, open: open, store: open(t), prefix: unique()}
 			t.Cleanup(func() { closeQuietly(t, s.store) })
 			g.run(s)
 		})
@@ -65,8 +87,23 @@ func State(t *testing.T, open func(t *testing.T) block.State) {
 // stateTest is one subtest with its store and its own key space.
 type stateTest struct {
 	*testing.T
+	open   func(t *testing.T) block.State
 	store  block.State
 	prefix string
+}
+
+// second opens the store again, as another client, and tells whether that is the same store.
+func (s *stateTest) second() (other block.State, shared bool) {
+	s.Helper()
+	other = s.open(s.T)
+	s.Cleanup(func() { closeQuietly(s.T, other) })
+	k := s.key("of the first client")
+	s.put(k, "v")
+	item, err := other.Get(s.ctx(), k, block.StateRead{Strong: true})
+	if err != nil {
+		s.Fatalf("Get by a second client: %v", err)
+	}
+	return other, item.Exists
 }
 
 func (s *stateTest) ctx() context.Context { return patiently(s.T) }
@@ -457,6 +494,20 @@ func stateContext(s *stateTest) {
 			return tx.Transact(ended, []block.StateOp{{StateWrite: block.StateWrite{Key: k, Value: []byte("x")}}})
 		}
 	}
+	if sc, ok := s.store.(block.StateScan); ok {
+		calls["Scan"] = func() error { _, _, err := sc.Scan(ended, s.key(""), "", 10, false); return err }
+	}
+	if f, ok := s.store.(block.StateFence); ok {
+		calls["TransactFenced"] = func() error {
+			return f.TransactFenced(ended, s.key("fence"), 9, []block.StateOp{{StateWrite: block.StateWrite{Key: k, Value: []byte("x")}}})
+		}
+		calls["TransactFenced of nothing"] = func() error { return f.TransactFenced(ended, s.key("fence"), 9, nil) }
+		defer func() {
+			if err := f.TransactFenced(s.ctx(), s.key("fence"), 1, nil); err != nil {
+				s.Errorf("a call with an ended context raised the fence: %v", err)
+			}
+		}()
+	}
 	for name, call := range calls {
 		start := time.Now()
 		wantCode(s, name+" with an ended context", call(), fault.Canceled)
@@ -480,6 +531,13 @@ func stateClose(s *stateTest) {
 	wantCode(s, "Set after Close", s.store.Set(s.ctx(), block.StateWrite{Key: k}), fault.Unavailable)
 	wantCode(s, "Delete after Close", s.store.Delete(s.ctx(), block.StateDelete{Key: k}), fault.Unavailable)
 	wantCode(s, "Ping after Close", s.store.Ping(s.ctx()), fault.Unavailable)
+	if sc, ok := s.store.(block.StateScan); ok {
+		_, _, err := sc.Scan(s.ctx(), s.key(""), "", 10, false)
+		wantCode(s, "Scan after Close", err, fault.Unavailable)
+	}
+	if f, ok := s.store.(block.StateFence); ok {
+		wantCode(s, "TransactFenced after Close", f.TransactFenced(s.ctx(), s.key("fence"), 1, nil), fault.Unavailable)
+	}
 }
 
 // wantCode fails unless err has one of the codes and is of the house's kind.
