@@ -15,17 +15,19 @@ import (
 
 var _ block.StateFence = (*state)(nil)
 
-// A fence is a message of its own under its key, marked by a header. It is written when its number
-// rises. A transaction that leaves the number as it is expects the fence's sequence to be the one
+// A fence is a message of its own beside its key: the last token of its subject is none a key could
+// have, so an item of the same key and the fence do not know each other. It is written when its
+// number rises. A transaction that leaves the number as it is expects the fence's sequence to be the one
 // that was seen, which the server checks in the same step as it writes: so writers of one epoch do
 // not get in each other's way, and a lone write without a condition costs no more than any other.
 
 const (
 	// headerExpectedOf names the subject an expected sequence is about, if not the message's own.
 	headerExpectedOf = "Nats-Expected-Last-Subject-Sequence-Subject"
-	// carrier is the last token of a message that carries the expectation when all messages of a
-	// batch have one of their own. It is no token a key could have.
-	carrier = ".=carrier"
+	fenceToken       = ".=fence"
+	// carrierToken is that of a message that carries the expectation when all messages of a batch
+	// have one of their own.
+	carrierToken = ".=carrier"
 
 	fencedTries = 50
 	// fencedPause is the longest pause between the first tries; later ones grow with their number.
@@ -72,11 +74,6 @@ func (s *state) TransactFenced(ctx context.Context, fence string, epoch uint64, 
 	if len(ops) >= maxBatch {
 		return fault.New(op, fault.Invalid, "%d operations in one fenced transaction, at most %d are possible; split it", len(ops), maxBatch-1).With(fault.TooManyOps)
 	}
-	for i := range ops {
-		if ops[i].Key == fence {
-			return fault.New(op, fault.Invalid, "operation %d is about key %q, which is the transaction's fence; use another key", i, fence).With(fault.IllegalKey)
-		}
-	}
 	a, err := s.able(ctx, op)
 	if err != nil {
 		return err
@@ -89,7 +86,7 @@ func (s *state) TransactFenced(ctx context.Context, fence string, epoch uint64, 
 	if err != nil {
 		return err
 	}
-	f.subject = string(subject)
+	f.subject = string(subject[len(s.prefix):])
 	for n := range fencedTries {
 		done, err := f.try(ctx)
 		if done || err != nil {
@@ -111,7 +108,7 @@ type fenced struct {
 	s       *state
 	op      fault.Op
 	fence   string
-	subject string // of the fence
+	subject string // of the fence's key, without the bucket's prefix
 	epoch   uint64
 	ops     []block.StateOp
 }
@@ -156,14 +153,14 @@ func (f *fenced) look(ctx context.Context) (seen, error) {
 	if v, ok := f.s.fences.get(f.fence); ok && v.epoch == f.epoch && len(f.ops) > 0 {
 		return v, nil
 	}
-	found, err := f.s.versions(ctx, f.op, []string{f.fence}, true)
+	found, err := f.s.last(ctx, f.op, f.subject+fenceToken)
 	if err != nil {
 		return seen{}, err
 	}
-	v := seen{seq: found[0].seq}
-	if found[0].fence {
-		if v.epoch, err = strconv.ParseUint(string(found[0].value), 10, 64); err != nil {
-			return seen{}, fault.New(f.op, fault.Internal, "fence %q holds %.40q, which is no number", f.fence, found[0].value).WithSent(fault.SentNever)
+	v := seen{seq: found.seq}
+	if found.live() {
+		if v.epoch, err = strconv.ParseUint(string(found.value), 10, 64); err != nil {
+			return seen{}, fault.New(f.op, fault.Internal, "fence %q holds %.40q, which is no number", f.fence, found.value).WithSent(fault.SentNever)
 		}
 	}
 	f.s.fences.put(f.fence, v)
@@ -175,9 +172,9 @@ func (f *fenced) guard(msgs []*natsgo.Msg, now seen) []*natsgo.Msg {
 	expected := []string{strconv.FormatUint(now.seq, 10)}
 	if now.epoch < f.epoch || now.seq == 0 {
 		number := strconv.FormatUint(f.epoch, 10)
-		m := natsgo.NewMsg(f.subject)
+		m := natsgo.NewMsg(f.s.prefix + f.subject + fenceToken)
 		m.Data = []byte(number)
-		m.Header[headerFence], m.Header[headerExpected] = []string{number}, expected
+		m.Header[headerExpected] = expected
 		return append([]*natsgo.Msg{m}, msgs...)
 	}
 	var m *natsgo.Msg
@@ -188,11 +185,10 @@ func (f *fenced) guard(msgs []*natsgo.Msg, now seen) []*natsgo.Msg {
 		}
 	}
 	if m == nil {
-		m = natsgo.NewMsg(f.subject + carrier)
-		m.Header[headerFence] = []string{strconv.FormatUint(f.epoch, 10)}
+		m = natsgo.NewMsg(f.s.prefix + f.subject + carrierToken)
 		msgs = append([]*natsgo.Msg{m}, msgs...)
 	}
-	m.Header[headerExpected], m.Header[headerExpectedOf] = expected, []string{f.subject}
+	m.Header[headerExpected], m.Header[headerExpectedOf] = expected, []string{f.s.prefix + f.subject + fenceToken}
 	return msgs
 }
 

@@ -179,7 +179,6 @@ const (
 	headerID     = "Mecha-Id"
 	headerMeta   = "Mecha-Meta-"
 	headerExpiry = "Mecha-Expires"
-	headerFence  = "Mecha-Fence"
 )
 
 // headerSafe tells which bytes stand for themselves in a header: printable ASCII save the

@@ -2,11 +2,9 @@ package nats
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
-	"hash/fnv"
-	"strconv"
+	"maps"
+	"slices"
 	"strings"
 
 	natsgo "github.com/nats-io/nats.go"
@@ -17,21 +15,26 @@ import (
 
 var _ block.StateScan = (*state)(nil)
 
-// A scan walks the stream by sequence: the token is where it stands. A key's message only ever
+// A scan walks the stream by sequence: the token says where it stands. A key's message only ever
 // moves to the end of the stream, when the key is written, so no key that stays can slip past
 // behind the scan; and a token outlives the server.
+//
+// Where keys are written faster than pages are read, the end would move away for ever. So a scan
+// that has passed what was the end after its first page gives the rest, the keys written since,
+// in the order of keys: each page reads all of them and keeps those that come next.
 const (
 	// scanBytes bounds what a read of several messages asks for; the one that crosses it still comes.
-	scanBytes = 4 << 20
+	scanBytes = block.PageBytes
 	// scanRounds is how many reads one page takes at most before it is given as it is: most of
 	// what is read may be markers, or keys of another prefix.
 	scanRounds = 8
-	// scanWide is the least that is read at once where the server cannot pick the keys.
-	scanWide = 256
+	// scanLeast is how many messages are asked for at least where the server cannot pick the keys,
+	// scanMost how many at most anywhere.
+	scanLeast, scanMost = 16, 1024
 )
 
-// Scan gives a page of the keys with a prefix, in the order they were last written. Values are
-// read anyway, so keysOnly saves nothing but memory.
+// Scan gives a page of the keys with a prefix, mostly in the order they were last written. Values
+// are read anyway, so keysOnly saves nothing but memory.
 func (s *state) Scan(ctx context.Context, prefix, token string, limit int, keysOnly bool) ([]block.StateItem, string, error) {
 	const op fault.Op = "nats.state.Scan"
 	if limit < 1 {
@@ -41,7 +44,7 @@ func (s *state) Scan(ctx context.Context, prefix, token string, limit int, keysO
 	if err != nil {
 		return nil, "", err
 	}
-	from, err := s.parseToken(op, prefix, token)
+	at, err := s.parseSpot(op, prefix, token)
 	if err != nil {
 		return nil, "", err
 	}
@@ -49,20 +52,17 @@ func (s *state) Scan(ctx context.Context, prefix, token string, limit int, keysO
 	if err != nil {
 		return nil, "", err
 	}
-	c := &scan{s: s, op: op, a: a, prefix: prefix, filter: s.prefix + filter, next: from, limit: limit, keysOnly: keysOnly}
+	c := &scan{s: s, op: op, a: a, prefix: prefix, filter: s.prefix + filter, at: at, limit: limit, keysOnly: keysOnly}
 	c.exact = filter == ">" && prefix == "" || strings.HasSuffix(prefix, "||")
-	for range scanRounds {
-		if err := c.round(ctx); err != nil {
-			return nil, "", err
-		}
-		if c.over {
-			return c.items, "", nil
-		}
-		if len(c.items) == limit || c.bytes >= scanBytes {
-			break
-		}
+	if at.until != 0 && at.next > at.until {
+		err = c.rest(ctx)
+	} else {
+		err = c.page(ctx)
 	}
-	return c.items, s.token(prefix, c.next), nil
+	if err != nil || c.over {
+		return c.items, "", err
+	}
+	return c.items, s.token(prefix, c.at), nil
 }
 
 // scan is one page being made.
@@ -77,84 +77,194 @@ type scan struct {
 	keysOnly bool
 
 	items []block.StateItem
-	bytes int    // of values on the page
-	next  uint64 // sequence from which nothing was read
-	over  bool   // there is nothing from next on
+	bytes int  // of keys and values on the page
+	at    spot // where the scan stands
+	over  bool // there is nothing further on
 }
 
-// round reads one batch of messages.
-func (c *scan) round(ctx context.Context) error {
-	want := c.limit - len(c.items)
+// page goes on by sequence.
+func (c *scan) page(ctx context.Context) error {
+	want := c.limit
 	if !c.exact {
-		want = max(want, scanWide)
+		want = max(min(2*want, scanMost), scanLeast)
 	}
-	msgs, err := c.s.batchFrom(ctx, c.op, c.filter, c.next, want)
+	for range scanRounds {
+		if c.exact {
+			want = min(c.limit-len(c.items), scanMost)
+		}
+		found, over, err := c.read(ctx, c.at.next, want)
+		if err != nil {
+			return err
+		}
+		if c.over, err = c.take(ctx, found, over); err != nil || c.over {
+			return err
+		}
+		if len(c.items) == c.limit || c.bytes >= block.PageBytes {
+			break
+		}
+		if !c.exact {
+			want = min(4*want, scanMost)
+		}
+	}
+	if c.at.until == 0 { // the first page
+		return c.bound(ctx)
+	}
+	return nil
+}
+
+// bound notes where the stream ends now.
+func (c *scan) bound(ctx context.Context) error {
+	m := &messageRequest{LastFor: c.filter}
+	if c.a.replicated {
+		last, err := c.s.leader(ctx, c.op, m)
+		if err == nil && last != nil {
+			c.at.until = last.Seq
+		}
+		return err
+	}
+	body, err := json.Marshal(m)
+	if err != nil {
+		return fault.Wrap(c.op, fault.Internal, err)
+	}
+	answers, err := c.s.ask(ctx, c.op, &natsgo.Msg{Subject: c.s.direct(), Data: body})
 	if err != nil {
 		return err
 	}
-	var found []found
-	size := 0
-	for _, m := range msgs {
-		f, err := c.s.parseFound(c.op, m)
-		if err != nil {
-			return err
-		}
-		size += m.Size()
-		found = append(found, f)
-	}
-	// A read that ends before either bound found no more. The server's own count of what is left
-	// is an estimate by other means.
-	c.over = len(msgs) < want && size < scanBytes
-	if c.over && c.a.replicated { // the replica that answered may not have all
-		f, err := c.last(ctx, found)
-		if err != nil {
-			return err
-		}
-		if f.seq != 0 {
-			c.over, found = false, append(found, f)
-		}
-	}
-	return c.take(ctx, found)
+	last, err := parseVersion(c.op, answers[0])
+	c.at.until = last.seq
+	return err
 }
 
-// last asks the leader for what follows.
-func (c *scan) last(ctx context.Context, seen []found) (found, error) {
-	from := c.next
-	if len(seen) > 0 {
-		from = seen[len(seen)-1].seq + 1
-	}
-	m, err := c.s.leader(ctx, c.op, &messageRequest{Seq: max(from, 1), NextFor: c.filter})
-	if err != nil || m == nil {
-		return found{}, err
-	}
-	v, err := m.version(c.op)
-	return found{version: v, key: c.s.keyOf(m.Subject)}, err
-}
-
-// take keeps what belongs on the page, as far as there is room.
-func (c *scan) take(ctx context.Context, all []found) error {
+// take keeps what belongs on the page, as far as there is room. over is whether nothing follows
+// what was found.
+func (c *scan) take(ctx context.Context, all []found, over bool) (bool, error) {
 	stale, err := c.outdated(ctx, all)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for i := range all {
 		f := &all[i]
 		if len(c.items) == c.limit {
-			c.over = false
-			return nil
+			return false, nil
 		}
-		c.next = f.seq + 1
-		if f.key == nil || !strings.HasPrefix(*f.key, c.prefix) || !f.live() || stale[i] {
-			continue
+		c.at.next = f.seq + 1
+		if c.fits(f) && !stale[i] {
+			c.add(f)
 		}
-		item := f.item(*f.key)
-		if c.keysOnly {
-			item.Value = nil
+	}
+	return over, nil
+}
+
+func (c *scan) fits(f *found) bool {
+	return f.key != nil && strings.HasPrefix(*f.key, c.prefix) && f.live()
+}
+
+func (c *scan) add(f *found) {
+	item := f.item(*f.key)
+	if c.keysOnly {
+		item.Value = nil
+	}
+	c.bytes += len(item.Key) + len(item.Value)
+	c.items = append(c.items, item)
+}
+
+// rest gives keys that were written since the first page, in their order, from the last one given
+// on. A key among them stays among them, whatever is written.
+func (c *scan) rest(ctx context.Context) error {
+	kept := map[string]found{} // the first that follow, a few more than fit
+	var size int
+	var ceiling *string // keys above it are left for later pages
+	c.over = true
+	for from, over := c.at.until+1, false; !over; {
+		var all []found
+		var err error
+		if all, over, err = c.read(ctx, from, scanMost); err != nil {
+			return err
 		}
-		c.bytes += len(item.Value)
-		c.items = append(c.items, item)
+		stale, err := c.outdated(ctx, all)
+		if err != nil {
+			return err
+		}
+		for i, f := range all {
+			from = f.seq + 1
+			if f.key == nil {
+				continue
+			}
+			if old, is := kept[*f.key]; is { // another message of it came
+				size -= len(*f.key) + len(old.value)
+				delete(kept, *f.key)
+			}
+			if !c.fits(&f) || stale[i] || c.at.begun && *f.key <= c.at.last {
+				continue
+			}
+			if ceiling != nil && *f.key > *ceiling {
+				c.over = false
+				continue
+			}
+			if c.keysOnly {
+				f.value = nil
+			}
+			kept[*f.key] = f
+			size += len(*f.key) + len(f.value)
+			if len(kept) > 2*c.limit || size > 2*block.PageBytes {
+				size, ceiling = c.prune(kept)
+			}
+		}
+	}
+	_, ceiling = c.prune(kept)
+	if ceiling != nil {
+		c.at.begun, c.at.last = true, *ceiling
+	}
+	for _, k := range slices.Sorted(maps.Keys(kept)) {
+		f := kept[k]
+		c.add(&f)
 	}
 	return nil
+}
+
+// prune keeps what fits on a page, and tells its size and last key.
+func (c *scan) prune(kept map[string]found) (size int, last *string) {
+	for i, k := range slices.Sorted(maps.Keys(kept)) {
+		if i >= c.limit || size >= block.PageBytes {
+			delete(kept, k)
+			c.over = false
+			continue
+		}
+		size += len(k) + len(kept[k].value)
+		last = &k
+	}
+	return size, last
+}
+
+// read gets up to n messages from a sequence on; over means that there are no more. Only a read
+// that ends before either of its bounds says so: the server's own count of what is left is made
+// by other means.
+func (c *scan) read(ctx context.Context, from uint64, n int) (all []found, over bool, err error) {
+	msgs, err := c.s.batchFrom(ctx, c.op, c.filter, from, n)
+	if err != nil {
+		return nil, false, err
+	}
+	size := 0
+	for _, m := range msgs {
+		f, err := c.s.parseFound(c.op, m)
+		if err != nil {
+			return nil, false, err
+		}
+		size += m.Size()
+		from = f.seq + 1
+		all = append(all, f)
+	}
+	over = len(msgs) < n && size < scanBytes
+	if !over || !c.a.replicated {
+		return all, over, nil
+	}
+	// The replica that answered may not have all yet.
+	m, err := c.s.leader(ctx, c.op, &messageRequest{Seq: max(from, 1), NextFor: c.filter})
+	if err != nil || m == nil {
+		return all, true, err
+	}
+	v, err := m.version(c.op)
+	return append(all, found{version: v, key: c.s.keyOf(m.Subject)}), false, err
 }
 
 // outdated tells which messages are not the last of their keys. Only buckets that somebody made
@@ -221,6 +331,9 @@ func (s *state) parseFound(op fault.Op, m *natsgo.Msg) (found, error) {
 // headerPending is in all answers to a read of several messages, and in no others.
 const headerPending = "Nats-Num-Pending"
 
+// direct is where any replica answers requests for messages.
+func (s *state) direct() string { return "$JS.API.DIRECT.GET." + s.stream }
+
 // batchFrom reads up to n messages that match filter, from a sequence on. The answers come one
 // by one to an inbox of their own.
 func (s *state) batchFrom(ctx context.Context, op fault.Op, filter string, from uint64, n int) ([]*natsgo.Msg, error) {
@@ -233,7 +346,7 @@ func (s *state) batchFrom(ctx context.Context, op fault.Op, filter string, from 
 		return nil, fault.Wrap(op, fault.Internal, err)
 	}
 	for again := false; ; again = true {
-		msgs, missing, err := p.batch(ctx, op, "$JS.API.DIRECT.GET."+s.stream, body, n)
+		msgs, missing, err := p.batch(ctx, op, s.direct(), body, n)
 		if err != nil || !missing {
 			return msgs, err
 		}
@@ -278,32 +391,4 @@ func (p *period) batch(ctx context.Context, op fault.Op, subject string, body []
 			return nil, false, fault.New(op, fault.Unavailable, "the server answers a read with %s %s", status, m.Header.Get("Description"))
 		}
 	}
-}
-
-// token is the place of a scan, and a mark by which it is known again.
-func (s *state) token(prefix string, next uint64) string {
-	var b [16]byte
-	binary.BigEndian.PutUint64(b[:], next)
-	binary.BigEndian.PutUint64(b[8:], s.mark(prefix, next))
-	return base64.RawURLEncoding.EncodeToString(b[:])
-}
-
-func (s *state) mark(prefix string, next uint64) uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write(strconv.AppendUint([]byte("nats\x00"+s.stream+"\x00"+prefix+"\x00"), next, 10)) // cannot fail
-	return h.Sum64()
-}
-
-// parseToken is the inverse of token; the empty one is the beginning.
-func (s *state) parseToken(op fault.Op, prefix, token string) (uint64, error) {
-	if token == "" {
-		return 1, nil
-	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(token)
-	if err == nil && len(b) == 16 {
-		if next := binary.BigEndian.Uint64(b); next > 0 && s.token(prefix, next) == token {
-			return next, nil
-		}
-	}
-	return 0, fault.New(op, fault.Invalid, "%.40q is not a page token of this store and prefix; begin again without one", token).With(fault.BadToken).WithSent(fault.SentNever)
 }

@@ -124,6 +124,22 @@ func (s *state) ofLeader(ctx context.Context, op fault.Op, key string) (version,
 	return m.version(op)
 }
 
+// last reads a subject without the bucket's prefix, so that every acknowledged write is seen.
+func (s *state) last(ctx context.Context, op fault.Op, subject string) (version, error) {
+	if a := s.made.Load(); a != nil && a.replicated {
+		m, err := s.leader(ctx, op, &messageRequest{LastFor: s.prefix + subject})
+		if err != nil || m == nil {
+			return version{}, err
+		}
+		return m.version(op)
+	}
+	answers, err := s.ask(ctx, op, &natsgo.Msg{Subject: s.getter + subject})
+	if err != nil {
+		return version{}, err
+	}
+	return parseVersion(op, answers[0])
+}
+
 // GetMany reads several keys, pipelined. They are not read at one moment.
 func (s *state) GetMany(ctx context.Context, keys []string, opts block.StateRead) ([]block.StateItem, error) {
 	const op fault.Op = "nats.state.GetMany"

@@ -14,8 +14,7 @@ import (
 // version is what the stream holds for a key.
 type version struct {
 	seq     uint64 // 0: nothing
-	gone    bool   // a marker, or a fence
-	fence   bool   // the number of a fence, which is nobody's item
+	gone    bool   // a marker
 	expires time.Time
 	value   []byte
 }
@@ -35,9 +34,6 @@ func (v *version) item(key string) block.StateItem {
 func (v *version) read(h natsgo.Header) {
 	if len(h[headerOp]) > 0 || len(h["Nats-Marker-Reason"]) > 0 {
 		v.gone = true
-	}
-	if len(h[headerFence]) > 0 {
-		v.gone, v.fence = true, true
 	}
 	if e := h[headerExpiry]; len(e) > 0 {
 		if ms, err := strconv.ParseInt(e[0], 10, 64); err == nil {
