@@ -37,20 +37,27 @@ type state struct {
 
 	made   atomic.Pointer[abilities] // nil until the stream is known to exist
 	fences fences
+
+	marking atomic.Bool // expired items are to leave markers
 }
 
 // abilities of the stream as it was found.
 type abilities struct {
 	ttl, atomic, replicated bool
-	history                 bool // keys keep messages from before their last one
+	marks                   time.Duration // how long expired items leave markers; 0: they leave none
+	history                 bool          // keys keep messages from before their last one
 }
 
 const (
 	// headerOp with opDelete marks a removed key, as in the product's own buckets.
 	headerOp = "KV-Operation"
 	opDelete = "DEL"
+	// opPurge is the same for a bucket that keeps one message per key; the server then does not
+	// mark the end of the marker, where it marks that of items.
+	opPurge = "PURGE"
 	// markerLife is how long the marker of a removed key stays, in the server's form.
 	markerLife = "60s"
+	markerTime = 60 * time.Second
 
 	headerTTL      = "Nats-TTL"
 	headerExpected = "Nats-Expected-Last-Subject-Sequence"
@@ -350,7 +357,7 @@ func (s *state) life(ctx context.Context, op fault.Op, o *block.StateOp, m *nats
 	}
 	switch {
 	case o.Delete:
-		m.Header[headerOp] = []string{opDelete}
+		m.Header[headerOp] = []string{opPurge}
 		if a.ttl {
 			m.Header[headerTTL] = []string{markerLife}
 		}
@@ -489,11 +496,18 @@ func (s *state) create(ctx context.Context, op fault.Op, p *period) error {
 		AllowDirect: true, AllowRollup: true, DenyDelete: true, AllowMsgTTL: true, AllowAtomicPublish: true,
 		Duplicates: time.Second, // ids are not used here: remember none
 	}
+	marking := s.marking.Load()
+	if marking {
+		want.SubjectDeleteMarkerTTL = markerTime
+	}
 	got, err := makeStream(ctx, p, want, func(have *jetstream.StreamConfig) bool {
 		fine := have.AllowDirect && have.AllowMsgTTL && have.AllowAtomicPublish && have.MaxMsgsPerSubject > 0
 		have.AllowDirect, have.AllowMsgTTL, have.AllowAtomicPublish = true, true, true
 		if have.MaxMsgsPerSubject <= 0 {
 			have.MaxMsgsPerSubject = 1
+		}
+		if marking && have.SubjectDeleteMarkerTTL <= 0 {
+			fine, have.SubjectDeleteMarkerTTL, have.AllowRollup = false, markerTime, true
 		}
 		return fine
 	})
@@ -503,6 +517,6 @@ func (s *state) create(ctx context.Context, op fault.Op, p *period) error {
 	if !got.AllowDirect {
 		return fault.New(op, fault.Unsupported, "bucket %s does not allow direct reads and cannot be changed; allow them or use another bucket", s.stream)
 	}
-	s.made.Store(&abilities{ttl: got.AllowMsgTTL, atomic: got.AllowAtomicPublish, replicated: got.Replicas > 1, history: got.MaxMsgsPerSubject != 1})
+	s.made.Store(&abilities{ttl: got.AllowMsgTTL, atomic: got.AllowAtomicPublish, replicated: got.Replicas > 1, marks: got.SubjectDeleteMarkerTTL, history: got.MaxMsgsPerSubject != 1})
 	return nil
 }
