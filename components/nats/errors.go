@@ -14,6 +14,8 @@ import (
 // Error codes of the JetStream API which have a meaning of their own here.
 const (
 	codeInsufficient   = 10023 // resources of the server: disk or memory full
+	codeConsumerNone   = 10014
+	codeNoMessage      = 10037
 	codeStorage        = 10047
 	codeStreamCreate   = 10049 // its store cannot be made: one of the name may still be cleared away
 	codeMaxPayload     = 10054

@@ -96,3 +96,27 @@ func TestNewBucketIsFollowed(t *testing.T) {
 	}
 	hear("new")
 }
+
+// A watch goes on with the next node, and is told what was written, removed and has expired
+// meanwhile.
+func TestKilledNodeKeepsWatches(t *testing.T) {
+	dir := nodeDir(t)
+	s := embeddedState(t, dir, "statestore")
+	defer func() { _ = s.Close(t.Context()) }()
+	w := watch(t, s, "app||")
+	want := map[string]string{}
+	write := func(o block.StateWrite) {
+		t.Helper()
+		waitFor(t, "a write", func() bool { return s.Set(t.Context(), o) == nil })
+	}
+	for _, round := range []string{"1", "2", "3"} {
+		write(block.StateWrite{Key: "app||removed", Value: []byte(round)})
+		write(block.StateWrite{Key: "app||short", Value: []byte(round), TTL: time.Second})
+		killNode(t, dir)
+		write(block.StateWrite{Key: "app||" + round, Value: []byte(round)})
+		waitFor(t, "a removal", func() bool { return s.Delete(t.Context(), block.StateDelete{Key: "app||removed"}) == nil })
+		want["app||"+round] = round
+		w.hears(want)
+	}
+	w.endsQuietly()
+}

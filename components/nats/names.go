@@ -93,7 +93,26 @@ func appendKey(dst []byte, op fault.Op, key string) ([]byte, error) {
 	return dst, nil
 }
 
-// parseKey is the inverse of appendKey. Reads know their key; lists of keys will need it.
+// keyFilter is the narrowest filter of subjects, without the bucket's own prefix, that all keys
+// with this prefix match; others may match too.
+func keyFilter(op fault.Op, prefix string) (string, error) {
+	whole := -1             // where the last part begins
+	for rest := prefix; ; { // separators are found from the left: of three bars the first two are one
+		i := strings.Index(rest, "||")
+		if i < 0 {
+			break
+		}
+		rest = rest[i+2:]
+		whole = len(prefix) - len(rest)
+	}
+	if whole < 0 {
+		return ">", nil
+	}
+	filter, err := appendKey(nil, op, prefix[:whole-2])
+	return string(filter) + ".>", err
+}
+
+// parseKey is the inverse of appendKey.
 func parseKey(subject string) (string, error) {
 	tokens := strings.Split(subject, ".")
 	for i, t := range tokens {

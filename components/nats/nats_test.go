@@ -89,7 +89,7 @@ func decode(t testing.TB, into any, items ...string) {
 // startServer runs a NATS server as a user would, on TCP.
 func startServer(t testing.TB) *server.Server {
 	t.Helper()
-	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir()})
+	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(), MaxPayload: 8 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package nats
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -36,18 +35,29 @@ type state struct {
 	about    string // what the bucket's description says when it is made
 	replicas int
 
-	made atomic.Pointer[abilities] // nil until the stream is known to exist
+	made   atomic.Pointer[abilities] // nil until the stream is known to exist
+	fences fences
+
+	marking atomic.Bool // expired items are to leave markers
 }
 
 // abilities of the stream as it was found.
-type abilities struct{ ttl, atomic, replicated bool }
+type abilities struct {
+	ttl, atomic, replicated bool
+	marks                   time.Duration // how long expired items leave markers; 0: they leave none
+	history                 bool          // keys keep messages from before their last one
+}
 
 const (
 	// headerOp with opDelete marks a removed key, as in the product's own buckets.
 	headerOp = "KV-Operation"
 	opDelete = "DEL"
+	// opPurge is the same for a bucket that keeps one message per key; the server then does not
+	// mark the end of the marker, where it marks that of items.
+	opPurge = "PURGE"
 	// markerLife is how long the marker of a removed key stays, in the server's form.
 	markerLife = "60s"
+	markerTime = 60 * time.Second
 
 	headerTTL      = "Nats-TTL"
 	headerExpected = "Nats-Expected-Last-Subject-Sequence"
@@ -108,31 +118,33 @@ func (s *state) Get(ctx context.Context, key string, opts block.StateRead) (bloc
 	return v.item(key), nil
 }
 
-// ofLeader asks the stream's leader, which is dearer: the answer is JSON. Direct reads of a
-// replicated stream may be answered by any replica.
+// ofLeader asks the stream's leader, which is dearer: the answer is JSON.
 func (s *state) ofLeader(ctx context.Context, op fault.Op, key string) (version, error) {
 	subject, err := appendKey([]byte(s.prefix), op, key)
 	if err != nil {
 		return version{}, err
 	}
-	p, err := s.conn.acquire(ctx, op)
+	m, err := s.leader(ctx, op, &messageRequest{LastFor: string(subject)})
+	if err != nil || m == nil {
+		return version{}, err
+	}
+	return m.version(op)
+}
+
+// last reads a subject without the bucket's prefix, so that every acknowledged write is seen.
+func (s *state) last(ctx context.Context, op fault.Op, subject string) (version, error) {
+	if a := s.made.Load(); a != nil && a.replicated {
+		m, err := s.leader(ctx, op, &messageRequest{LastFor: s.prefix + subject})
+		if err != nil || m == nil {
+			return version{}, err
+		}
+		return m.version(op)
+	}
+	answers, err := s.ask(ctx, op, &natsgo.Msg{Subject: s.getter + subject})
 	if err != nil {
 		return version{}, err
 	}
-	stream, err := p.js.Stream(ctx, s.stream)
-	if err != nil {
-		return version{}, adminError(op, "bucket "+s.stream, err)
-	}
-	raw, err := stream.GetLastMsgForSubject(ctx, string(subject))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return version{}, nil
-	}
-	if err != nil {
-		return version{}, adminError(op, "read", err)
-	}
-	v := version{seq: raw.Sequence, value: raw.Data}
-	v.read(natsgo.Header(raw.Header))
-	return v, nil
+	return parseVersion(op, answers[0])
 }
 
 // GetMany reads several keys, pipelined. They are not read at one moment.
@@ -345,7 +357,7 @@ func (s *state) life(ctx context.Context, op fault.Op, o *block.StateOp, m *nats
 	}
 	switch {
 	case o.Delete:
-		m.Header[headerOp] = []string{opDelete}
+		m.Header[headerOp] = []string{opPurge}
 		if a.ttl {
 			m.Header[headerTTL] = []string{markerLife}
 		}
@@ -484,11 +496,18 @@ func (s *state) create(ctx context.Context, op fault.Op, p *period) error {
 		AllowDirect: true, AllowRollup: true, DenyDelete: true, AllowMsgTTL: true, AllowAtomicPublish: true,
 		Duplicates: time.Second, // ids are not used here: remember none
 	}
+	marking := s.marking.Load()
+	if marking {
+		want.SubjectDeleteMarkerTTL = markerTime
+	}
 	got, err := makeStream(ctx, p, want, func(have *jetstream.StreamConfig) bool {
 		fine := have.AllowDirect && have.AllowMsgTTL && have.AllowAtomicPublish && have.MaxMsgsPerSubject > 0
 		have.AllowDirect, have.AllowMsgTTL, have.AllowAtomicPublish = true, true, true
 		if have.MaxMsgsPerSubject <= 0 {
 			have.MaxMsgsPerSubject = 1
+		}
+		if marking && have.SubjectDeleteMarkerTTL <= 0 {
+			fine, have.SubjectDeleteMarkerTTL, have.AllowRollup = false, markerTime, true
 		}
 		return fine
 	})
@@ -498,6 +517,6 @@ func (s *state) create(ctx context.Context, op fault.Op, p *period) error {
 	if !got.AllowDirect {
 		return fault.New(op, fault.Unsupported, "bucket %s does not allow direct reads and cannot be changed; allow them or use another bucket", s.stream)
 	}
-	s.made.Store(&abilities{ttl: got.AllowMsgTTL, atomic: got.AllowAtomicPublish, replicated: got.Replicas > 1})
+	s.made.Store(&abilities{ttl: got.AllowMsgTTL, atomic: got.AllowAtomicPublish, replicated: got.Replicas > 1, marks: got.SubjectDeleteMarkerTTL, history: got.MaxMsgsPerSubject != 1})
 	return nil
 }

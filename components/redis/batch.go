@@ -64,7 +64,7 @@ func (s *state) many(ctx context.Context, op fault.Op, ops []block.StateOp) []er
 	var keys []string
 	var strong bool
 	for i := range ops {
-		cmd, s1, err := s.writing(op, ops[i:i+1])
+		cmd, s1, err := s.writing(op, ops[i:i+1], nil)
 		if err != nil {
 			errs[i] = err
 			continue

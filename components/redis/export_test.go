@@ -8,3 +8,6 @@ import (
 
 // SetRecheck makes a store look more often whether the server still tells it.
 func SetRecheck(s block.Configuration, d time.Duration) { s.(*configuration).recheck = d }
+
+// SetWatchRecheck makes a store's watches look more often whether the server still tells them.
+func SetWatchRecheck(s block.State, d time.Duration) { s.(*state).recheck = d }

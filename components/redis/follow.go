@@ -249,7 +249,7 @@ func (f *follower) notify(ctx context.Context) (silent bool, err error) {
 		return false, f.tolerate(fault.New(opSubscribe, fault.Unsupported, "the server does not tell its setting"))
 	}
 	has, _ := pair[1].(string)
-	missing := missingFlags(has)
+	missing := missingFlags(has, wanted)
 	if missing == "" {
 		return false, nil
 	}
@@ -262,7 +262,7 @@ func (f *follower) notify(ctx context.Context) (silent bool, err error) {
 
 // missingFlags are those of the wanted that a setting lacks; A stands for all but K and others we
 // do not want.
-func missingFlags(has string) string {
+func missingFlags(has, wanted string) string {
 	missing := ""
 	for _, flag := range wanted {
 		if !strings.ContainsRune(has, flag) && (flag == 'K' || !strings.ContainsRune(has, 'A')) {
@@ -295,6 +295,8 @@ type ear struct {
 	over   chan struct{} // closed at the end, after err was set
 	err    error
 
+	most int // keys that may wait; 0: any number
+
 	mu   sync.Mutex
 	keys map[string]struct{} // guarded by mu
 }
@@ -326,21 +328,31 @@ func (e *ear) listen(ctx context.Context, ps *goredis.PubSub, silence time.Durat
 			}
 		case *goredis.Message:
 			asked = false
-			e.hear(strings.TrimPrefix(m.Channel, e.prefix))
+			if !e.hear(strings.TrimPrefix(m.Channel, e.prefix)) {
+				e.err = errOverflow
+				_ = ps.Close() // its only error is that it was closed before
+				return
+			}
 		case *goredis.Pong:
 			asked = false
 		}
 	}
 }
 
-func (e *ear) hear(key string) {
+// errOverflow ends an ear whose reader is slower than it may be.
+var errOverflow = errors.New("too many changed keys wait to be told")
+
+// hear notes a key; it is false when more wait than may.
+func (e *ear) hear(key string) bool {
 	e.mu.Lock()
 	e.keys[key] = struct{}{}
+	n := len(e.keys)
 	e.mu.Unlock()
 	select {
 	case e.heard <- struct{}{}:
 	default:
 	}
+	return e.most == 0 || n <= e.most
 }
 
 func (e *ear) take() []string {

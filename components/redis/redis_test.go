@@ -75,9 +75,16 @@ func hosts(rs []*servers.Redis) string {
 	return strings.Join(addrs, ",")
 }
 
+// notifying is a server that tells of what a watch needs.
+func notifying(t testing.TB) *servers.Redis {
+	t.Helper()
+	return servers.StartRedis(t, "--notify-keyspace-events", "Kg$hxe")
+}
+
+// The suite writes megabytes in one go, which a busy machine takes its time to sync.
 func TestState(t *testing.T) {
-	srv := servers.StartRedis(t)
-	blocktest.State(t, func(t *testing.T) block.State { return open(t, "redisHost", srv.Addr) })
+	srv := notifying(t)
+	blocktest.State(t, func(t *testing.T) block.State { return open(t, "redisHost", srv.Addr, "readTimeout", "20s") })
 }
 
 // spread is a store of a cluster as far as it goes with keys of all slots.
@@ -85,9 +92,12 @@ type spread struct {
 	block.State
 	block.StateBatch
 	block.StateTTL
+	block.StateScan
 }
 
-func newSpread(s block.State) spread { return spread{s, s.(block.StateBatch), s.(block.StateTTL)} }
+func newSpread(s block.State) spread {
+	return spread{s, s.(block.StateBatch), s.(block.StateTTL), s.(block.StateScan)}
+}
 
 // tagged gives all keys one hash slot.
 type tagged struct {
@@ -95,6 +105,8 @@ type tagged struct {
 	block.StateBatch
 	block.StateTx
 	block.StateTTL
+	scan  block.StateScan
+	fence block.StateFence
 }
 
 const tag = "{one}"
@@ -145,24 +157,41 @@ func (s tagged) DeleteMany(ctx context.Context, ds []block.StateDelete) []error 
 	return s.StateBatch.DeleteMany(ctx, all)
 }
 
+func (s tagged) Scan(ctx context.Context, prefix, token string, limit int, keysOnly bool) ([]block.StateItem, string, error) {
+	items, next, err := s.scan.Scan(ctx, tag+prefix, token, limit, keysOnly)
+	for i := range items {
+		items[i].Key = strings.TrimPrefix(items[i].Key, tag)
+	}
+	return items, next, err
+}
+
+func (s tagged) TransactFenced(ctx context.Context, fence string, epoch uint64, ops []block.StateOp) error {
+	return s.fence.TransactFenced(ctx, tag+fence, epoch, inOneSlot(ops))
+}
+
 func (s tagged) Transact(ctx context.Context, ops []block.StateOp) error {
-	var all []block.StateOp
+	return s.StateTx.Transact(ctx, inOneSlot(ops))
+}
+
+func inOneSlot(ops []block.StateOp) (all []block.StateOp) {
 	for _, o := range ops {
 		o.Key = tag + o.Key
 		all = append(all, o)
 	}
-	return s.StateTx.Transact(ctx, all)
+	return all
 }
 
 func TestClusterState(t *testing.T) {
 	nodes := hosts(servers.StartRedisCluster(t))
 	t.Run("keys of all slots", func(t *testing.T) {
-		blocktest.State(t, func(t *testing.T) block.State { return newSpread(open(t, "redisHost", nodes, "redisType", "cluster")) })
+		blocktest.State(t, func(t *testing.T) block.State {
+			return newSpread(open(t, "redisHost", nodes, "redisType", "cluster", "readTimeout", "20s"))
+		})
 	})
 	t.Run("keys of one slot", func(t *testing.T) {
 		blocktest.State(t, func(t *testing.T) block.State {
-			s := open(t, "redisHost", nodes, "redisType", "cluster")
-			return tagged{s, s.(block.StateBatch), s.(block.StateTx), s.(block.StateTTL)}
+			s := open(t, "redisHost", nodes, "redisType", "cluster", "readTimeout", "20s")
+			return tagged{s, s.(block.StateBatch), s.(block.StateTx), s.(block.StateTTL), s.(block.StateScan), s.(block.StateFence)}
 		})
 	})
 	t.Run("a transaction over several slots", func(t *testing.T) {
@@ -170,6 +199,14 @@ func TestClusterState(t *testing.T) {
 		err := s.(block.StateTx).Transact(t.Context(), []block.StateOp{{StateWrite: block.StateWrite{Key: "a"}}, {StateWrite: block.StateWrite{Key: "b"}}})
 		if fault.Of(err) != fault.Invalid || !strings.Contains(err.Error(), "hash slot") {
 			t.Errorf("got %v (%v), want invalid, about hash slots", err, fault.Of(err))
+		}
+		err = s.(block.StateFence).TransactFenced(t.Context(), "f", 1, []block.StateOp{{StateWrite: block.StateWrite{Key: "a"}}})
+		if fault.Of(err) != fault.Unsupported || !strings.Contains(err.Error(), "hash slot") {
+			t.Errorf("a fence in another slot: %v (%v), want unsupported, about hash slots", err, fault.Of(err))
+		}
+		err = s.(block.StateWatch).Watch(t.Context(), "", func() { t.Error("the watch started") }, func([]block.StateItem) {})
+		if fault.Of(err) != fault.Unsupported || fault.ReasonOf(err) != fault.NoWatch {
+			t.Errorf("Watch: %v (%v), want unsupported", err, fault.Of(err))
 		}
 		for _, k := range []string{"a", "b"} {
 			if item, err := s.Get(t.Context(), k, block.StateRead{}); err != nil || item.Exists {
@@ -180,9 +217,10 @@ func TestClusterState(t *testing.T) {
 }
 
 func TestSentinelState(t *testing.T) {
-	master := servers.StartRedis(t, "--requirepass", "s3cret")
+	master := servers.StartRedis(t, "--requirepass", "s3cret", "--notify-keyspace-events", "Kg$hxe")
 	sentinel := servers.StartSentinel(t, master.Port, "sentinel auth-pass mymaster s3cret", "requirepass watch")
 	blocktest.State(t, func(t *testing.T) block.State {
-		return open(t, "redisHost", sentinel.Addr, "failover", "true", "sentinelMasterName", "mymaster", "redisPassword", "s3cret", "sentinelPassword", "watch")
+		return open(t, "redisHost", sentinel.Addr, "failover", "true", "sentinelMasterName", "mymaster", "redisPassword", "s3cret", "sentinelPassword", "watch",
+			"readTimeout", "20s")
 	})
 }

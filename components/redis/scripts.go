@@ -62,17 +62,40 @@ func (n *conn) send(ctx context.Context, op fault.Op, cmds []*command) error {
 
 // readItem reads value, version and time to live at one moment. A string is the value of a very
 // old version of Dapr: its version is the digest of what it holds. The time to live of a missing
-// key is -2; a hash that is no item lacks value or version.
+// key is -2; a hash that is no item lacks value or version. When an item ends is asked of the
+// server too, so that it is the same at every read; versions before 7 do not tell.
 //
 //	KEYS[1]  the key
-//	answer   {value, version, milliseconds to live}
+//	answer   {value, version, milliseconds to live, end in milliseconds or 0}
 var readItem = newScript(`local f = redis.pcall('HMGET', KEYS[1], 'data', 'version')
 if f.err then
   local s = redis.pcall('GET', KEYS[1])
   if type(s) ~= 'string' then return s end
   f = {s, redis.sha1hex(s)}
 end
-return {f[1], f[2], redis.call('PTTL', KEYS[1])}`)
+` + readEnd)
+
+// lookItem is readItem for whoever does not know what there is: what is no item is missing.
+//
+//	KEYS[1]  the key
+//	ARGV[1]  'k' to leave out the value
+//	answer   as of readItem
+var lookItem = newScript(`local f = redis.pcall('HMGET', KEYS[1], 'data', 'version')
+if f.err then
+  local s = redis.pcall('GET', KEYS[1])
+  if type(s) ~= 'string' then return {false, false, -2, 0} end
+  f = {s, redis.sha1hex(s)}
+end
+if not (f[1] and f[2]) then return {false, false, -2, 0} end
+if ARGV[1] == 'k' then f[1] = '' end
+` + readEnd)
+
+const readEnd = `local ttl, at = redis.call('PTTL', KEYS[1]), 0
+if ttl >= 0 then
+  at = redis.pcall('PEXPIRETIME', KEYS[1])
+  if type(at) ~= 'number' then at = 0 end
+end
+return {f[1], f[2], ttl, at}`
 
 // writeItems checks all conditions, then carries out all operations in their order, or none.
 //
@@ -88,7 +111,9 @@ return {f[1], f[2], redis.call('PTTL', KEYS[1])}`)
 // it counts on from there, as it does from a version that Dapr wrote. What is no item (a string,
 // a hash without a version) is replaced. A new key is not deleted first to be sure: the server
 // refuses a script for want of memory at its first write only, and a deletion would be that one.
-var writeItems = newScript(`local function version(k)
+var writeItems = newScript(checkItems + changeItems)
+
+const checkItems = `local function version(k)
   local v = redis.pcall('HGET', k, 'version')
   if type(v) ~= 'table' then return v end
   v = redis.pcall('GET', k)
@@ -102,7 +127,9 @@ for i, k in ipairs(KEYS) do
     return i
   end
 end
-for i, k in ipairs(KEYS) do
+`
+
+const changeItems = `for i, k in ipairs(KEYS) do
   local how, ttl = ARGV[4*i-3], ARGV[4*i-1]
   if how == 'd' then
     redis.call('DEL', k)
@@ -125,4 +152,16 @@ for i, k in ipairs(KEYS) do
     end
   end
 end
-return 0`)
+return 0`
+
+// writeFenced is writeItems, if the number of a fence is not greater than the one given, which it
+// then becomes. Numbers are compared as text, which has no limit.
+//
+//	KEYS[1]  the fence, then those of writeItems
+//	ARGV[1]  the number in decimal, then those of writeItems
+//	answer   as of writeItems, or -1 when the number is smaller
+var writeFenced = newScript(`local fence, epoch = table.remove(KEYS, 1), table.remove(ARGV, 1)
+local last = redis.call('HGET', fence, 'fence') or '0'
+if #last > #epoch or #last == #epoch and last > epoch then return -1 end
+` + checkItems + `if last ~= epoch then redis.call('HSET', fence, 'fence', epoch) end
+` + changeItems)

@@ -19,8 +19,11 @@ var (
 
 // state is a store of hashes in Dapr's format.
 type state struct {
-	conn *conn
-	ttl  time.Duration // of items written without one
+	conn    *conn
+	ttl     time.Duration   // of items written without one
+	recheck time.Duration   // of watches
+	alive   context.Context // ends at Close
+	end     context.CancelFunc
 }
 
 // ExpiresItems marks native expiry.
@@ -29,8 +32,11 @@ func (s *state) ExpiresItems() {}
 // Ping checks that the server answers.
 func (s *state) Ping(ctx context.Context) error { return s.conn.ping(ctx, "redis.state.Ping") }
 
-// Close ends the connections.
-func (s *state) Close(ctx context.Context) error { return s.conn.close(ctx, "redis.state.Close") }
+// Close ends watches and connections.
+func (s *state) Close(ctx context.Context) error {
+	s.end()
+	return s.conn.close(ctx, "redis.state.Close")
+}
 
 // Get reads one key. The answer is always the master's, so every read is a strong one.
 func (s *state) Get(ctx context.Context, key string, _ block.StateRead) (block.StateItem, error) {
@@ -67,20 +73,23 @@ func removal(d block.StateDelete) block.StateOp {
 
 // apply carries out all operations or none, in one script.
 func (s *state) apply(ctx context.Context, op fault.Op, ops []block.StateOp) error {
-	cmd, strong, err := s.writing(op, ops)
+	cmd, strong, err := s.writing(op, ops, nil)
 	if err != nil {
 		return err
 	}
-	if strong {
-		cmd.inFull(writeItems.text)
-		err = s.conn.confirm(ctx, op, []*command{cmd}, []string{ops[0].Key})
-	} else {
-		err = s.conn.run(ctx, op, writeItems, cmd)
-	}
-	if err != nil {
+	if err := s.carry(ctx, op, writeItems, cmd, strong, ops[0].Key); err != nil {
 		return err
 	}
 	return s.settle(ctx, op, cmd, ops)
+}
+
+// carry sends the command of a script that writes. key is one of its keys.
+func (s *state) carry(ctx context.Context, op fault.Op, sc *script, cmd *command, strong bool, key string) error {
+	if !strong {
+		return s.conn.run(ctx, op, sc, cmd)
+	}
+	cmd.inFull(sc.text)
+	return s.conn.confirm(ctx, op, []*command{cmd}, []string{key})
 }
 
 // settle reads the answer to writeItems.
@@ -116,16 +125,25 @@ func (s *state) removing(key string) *command {
 	return newCommand(s.conn.repeat(), 1, "del", strings.Clone(key))
 }
 
-// writing makes the command for ops.
-func (s *state) writing(op fault.Op, ops []block.StateOp) (cmd *command, strong bool, err error) {
-	args := make([]any, 1+5*len(ops))
-	args[0] = len(ops)
+// writing makes the command for ops, behind a fence if there is one.
+func (s *state) writing(op fault.Op, ops []block.StateOp, f *fence) (cmd *command, strong bool, err error) {
+	lead, sc := 0, writeItems
+	if f != nil {
+		lead, sc = 1, writeFenced
+	}
+	all := make([]any, 1+5*len(ops)+2*lead)
+	all[0] = len(ops) + lead
+	keys, args := all[1:1+lead+len(ops)], all[1+lead+len(ops):]
+	if f != nil {
+		keys[0], args[0] = f.key, f.epoch
+		keys, args = keys[1:], args[1:]
+	}
 	for i := range ops {
 		o := &ops[i]
 		if err := checkETag(op, o.ETag); err != nil {
 			return nil, false, err
 		}
-		args[1+i] = strings.Clone(o.Key)
+		keys[i] = strings.Clone(o.Key)
 		how, ttl := "w", s.life(o.TTL)
 		switch {
 		case o.Delete:
@@ -138,11 +156,11 @@ func (s *state) writing(op fault.Op, ops []block.StateOp) (cmd *command, strong 
 			condition = "-"
 		}
 		// The value is copied because a call that ends early leaves the command behind.
-		at := args[1+len(ops)+4*i:]
+		at := args[4*i:]
 		at[0], at[1], at[2], at[3] = how, condition, ttl, append([]byte(nil), o.Value...)
 		strong = strong || o.Strong
 	}
-	return newCommand(s.conn.repeat(), 3, "evalsha", writeItems.digest, args...), strong, nil
+	return newCommand(s.conn.repeat(), 3, "evalsha", sc.digest, all...), strong, nil
 }
 
 // life is a time to live in milliseconds, never rounded to nothing.
@@ -172,7 +190,7 @@ func checkETag(op fault.Op, etag string) error {
 func item(op fault.Op, key string, cmd *command) (block.StateItem, error) {
 	it := block.StateItem{Key: key}
 	fields, ok := cmd.Val().([]any)
-	if !ok || len(fields) != 3 {
+	if !ok || len(fields) != 4 {
 		return it, fault.New(op, fault.Internal, "the script that reads answers %.100q", cmd.Val())
 	}
 	left, _ := fields[2].(int64)
@@ -185,7 +203,9 @@ func item(op fault.Op, key string, cmd *command) (block.StateItem, error) {
 		return it, fault.New(op, fault.Unsupported, "key %q holds a hash without data or version, which is not an item of state", key)
 	}
 	it.Exists, it.Value, it.ETag = true, []byte(value), version
-	if left >= 0 {
+	if end, _ := fields[3].(int64); end > 0 {
+		it.Expires = time.UnixMilli(end)
+	} else if left >= 0 {
 		it.Expires = time.Now().Add(time.Duration(left) * time.Millisecond)
 	}
 	return it, nil

@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"context"
 	"time"
 
 	"github.com/mecha-project/mecha/components/block"
@@ -33,5 +34,7 @@ func NewState(_ block.Env, c *StateConfig) (block.State, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &state{conn: n, ttl: max(c.TTL, 0)}, nil
+	s := &state{conn: n, ttl: max(c.TTL, 0), recheck: recheck}
+	s.alive, s.end = context.WithCancel(context.Background())
+	return s, nil
 }
