@@ -22,6 +22,7 @@ func implicitComponents() []catalog.Spec {
 		{Name: implicitNames(call.Publish)[0], Type: "pubsub.embedded", Version: "v1", Items: items},
 		{Name: implicitNames(call.Lock)[0], Type: "lock.embedded", Version: "v1", Items: items},
 		{Name: implicitNames(call.Config)[0], Type: "configuration.embedded", Version: "v1", Items: items},
+		{Name: implicitNames(call.Cache)[0], Type: "cache.embedded", Version: "v1", Items: items},
 	}
 }
 
@@ -36,6 +37,8 @@ func implicitNames(kind call.Kind) []string {
 		return []string{"lockstore"}
 	case call.Config:
 		return []string{"configstore"}
+	case call.Cache:
+		return []string{"cache"}
 	}
 	return nil
 }

@@ -29,6 +29,8 @@ func Backend() block.Backend {
 			block.PubSubPart("nats", "Messages through a NATS server with JetStream.", DefaultPubSubConfig, NewPubSub),
 			block.LockPart("embedded", "Locks in the embedded node.", DefaultEmbeddedLockConfig, NewEmbeddedLock),
 			block.LockPart("nats", "Locks in a NATS server with JetStream.", DefaultLockConfig, NewLock),
+			block.CachePart("embedded", "A cache whose shared entries are in the embedded node.", DefaultEmbeddedCacheConfig, NewEmbeddedCache),
+			block.CachePart("nats", "A cache whose shared entries are in a NATS server with JetStream.", DefaultCacheConfig, NewCache),
 			block.ConfigurationPart("embedded", "Configuration in the embedded node.", DefaultEmbeddedConfigurationConfig, NewEmbeddedConfiguration),
 			block.ConfigurationPart("nats", "Configuration in a NATS server with JetStream.", DefaultConfigurationConfig, NewConfiguration),
 		},

@@ -172,6 +172,36 @@ func serverLock(t testing.TB, url, component string, items ...string) block.Lock
 	return l
 }
 
+func TestEmbeddedCache(t *testing.T) {
+	dir := nodeDir(t)
+	blocktest.Cache(t, func(t *testing.T) func() block.Cache {
+		return func() block.Cache {
+			c := nats.DefaultEmbeddedCacheConfig()
+			decode(t, c, "dataDir", dir)
+			s, err := nats.NewEmbeddedCache(env(t, "cache"), c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+	})
+}
+
+func TestServerCache(t *testing.T) {
+	url := startServer(t).ClientURL()
+	blocktest.Cache(t, func(t *testing.T) func() block.Cache {
+		return func() block.Cache {
+			c := nats.DefaultCacheConfig()
+			decode(t, c, "natsURL", url)
+			s, err := nats.NewCache(env(t, "cache"), c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+	})
+}
+
 func TestEmbeddedLock(t *testing.T) {
 	dir := nodeDir(t)
 	blocktest.Lock(t, func(t *testing.T) func() block.Lock {

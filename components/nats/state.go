@@ -34,6 +34,7 @@ type state struct {
 	getter   string // of read requests, up to the key
 	about    string // what the bucket's description says when it is made
 	replicas int
+	maxBytes int64 // of a bucket whose oldest items make room; 0: it refuses what does not fit
 
 	made   atomic.Pointer[abilities] // nil until the stream is known to exist
 	fences fences
@@ -224,15 +225,20 @@ func (s *state) publish(ctx context.Context, op fault.Op, what string, m *natsgo
 	if err != nil {
 		return 0, err
 	}
+	return s.acknowledged(op, what, answers[0])
+}
+
+// acknowledged reads the answer to a message that was sent to the bucket.
+func (s *state) acknowledged(op fault.Op, what string, answer *natsgo.Msg) (uint64, error) {
 	var ack pubAck
-	refused, err := parseAck(op, answers[0])
+	refused, err := parseAck(op, answer)
 	switch {
 	case err != nil:
 		return 0, err
 	case refused != nil:
 		return 0, refusal(op, what, refused)
 	}
-	if err := json.Unmarshal(answers[0].Data, &ack); err != nil { // parseAck has read it before
+	if err := json.Unmarshal(answer.Data, &ack); err != nil { // parseAck has read it before
 		return 0, fault.Wrap(op, fault.Internal, err)
 	}
 	return ack.Seq, nil
@@ -496,6 +502,7 @@ func (s *state) create(ctx context.Context, op fault.Op, p *period) error {
 		AllowDirect: true, AllowRollup: true, DenyDelete: true, AllowMsgTTL: true, AllowAtomicPublish: true,
 		Duplicates: time.Second, // ids are not used here: remember none
 	}
+	bounded(&want, s.maxBytes)
 	marking := s.marking.Load()
 	if marking {
 		want.SubjectDeleteMarkerTTL = markerTime
