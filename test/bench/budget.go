@@ -46,6 +46,11 @@ var budgets = []budget{
 	{"state/redis/http-get", 1 << 10, 32, 20, 12, perRequest, "daprd 48"},
 	{"state/redis/http-set", 1 << 10, 32, 20, 12, perRequest, "as the get"},
 
+	// A hit may cost 2 µs more than the call itself, for which the state in memory stands.
+	{"cache/memory/grpc-hit", 1 << 10, 32, 13, 11, perRequest, "state/memory/grpc-get and 2"},
+	{"cache/embedded/grpc-hit", 1 << 10, 32, 13, 11, perRequest, "as from memory: the entry is near"},
+	{"cache/redis/grpc-hit", 1 << 10, 32, 13, 11, perRequest, "as from memory: the entry is near"},
+
 	{"pubsub/memory/publish", 1 << 10, 32, 25, 15, perRequest, "publish on Redis Streams; daprd 66"},
 	{"pubsub/memory/deliver", 1 << 10, 32, 50, 30, perRequest, "daprd 209"},
 	{"pubsub/embedded/publish", 1 << 10, 32, 25, 15, perRequest, "publish on Redis Streams; daprd 66"},

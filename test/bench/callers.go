@@ -35,8 +35,11 @@ func newCallers(ctx context.Context, j *job, m *mailbox) ([]caller, error) {
 			c.close()
 		}
 	}
+	if j.Kind == kindRedis {
+		return newRedisCallers(j), nil
+	}
 	var shared *grpcConn
-	if j.Kind == kindGRPC {
+	if j.Kind == kindGRPC || j.Kind == kindLoad {
 		cc, err := grpc.NewClient("passthrough:///"+j.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{})))
 		if err != nil {
@@ -50,6 +53,10 @@ func newCallers(ctx context.Context, j *job, m *mailbox) ([]caller, error) {
 		if shared != nil {
 			c := &grpcCaller{conn: shared, method: j.Call, body: body, reply: j.Reply}
 			c.out = metadata.New(j.Metadata)
+			if j.Kind == kindLoad {
+				out = append(out, &loader{grpcCaller: c, value: bytes.Repeat([]byte("x"), j.Reply)})
+				continue
+			}
 			out = append(out, c)
 			continue
 		}

@@ -93,7 +93,11 @@ func (f *fleet) prepare(c *cell, rows []row, load *part) (*prepared, error) {
 	}
 	addr, watch := "", map[string]int{procLoad: load.pid()}
 	if c.app != "" {
-		app, err := f.role(c.app)
+		find := f.role
+		if c.app == roleRedis {
+			find = func(string) (*part, error) { return f.redisServer() }
+		}
+		app, err := find(c.app)
 		if err != nil {
 			return nil, err
 		}

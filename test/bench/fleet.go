@@ -28,6 +28,7 @@ type fleet struct {
 	sidecars map[string]*sidecar
 	order    []string // of the sidecars' starts
 	running  []*process
+	redis    *part // the server of the rows on Redis; nil until one needs it
 }
 
 // process is a child and where its output went.
@@ -247,11 +248,11 @@ func (f *fleet) launch(spec sidecarSpec) (*sidecar, error) {
 	if spec.resource != "" {
 		resource := spec.resource
 		if strings.Contains(resource, redisAddr) {
-			addr, err := f.redisServer()
+			server, err := f.redisServer()
 			if err != nil {
 				return nil, err
 			}
-			resource = strings.ReplaceAll(resource, redisAddr, addr)
+			resource = strings.ReplaceAll(resource, redisAddr, server.addr)
 		}
 		if err := os.WriteFile(filepath.Join(files, "all.yaml"), []byte(resource), 0o644); err != nil {
 			return nil, err
@@ -280,23 +281,27 @@ func (f *fleet) launch(spec sidecarSpec) (*sidecar, error) {
 	return s, err
 }
 
-// redisServer starts a redis-server, which keeps nothing, and gives its address.
-func (f *fleet) redisServer() (string, error) {
+// redisServer starts a redis-server, which keeps nothing, unless it runs.
+func (f *fleet) redisServer() (*part, error) {
+	if f.redis != nil {
+		return f.redis, nil
+	}
 	ports, err := freePorts(1)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	p, err := f.start("redis", exec.Command("redis-server", "--port", ports[0], "--bind", "127.0.0.1", "--save", "", "--dir", f.dir))
 	if err != nil {
-		return "", fmt.Errorf("the rows on Redis need redis-server (Debian package redis-server); leave them out with -rows: %w", err)
+		return nil, fmt.Errorf("the rows on Redis need redis-server (Debian package redis-server); leave them out with -rows: %w", err)
 	}
 	for end := time.Now().Add(readyPatience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if c, err := net.Dial("tcp", local(ports[0])); err == nil {
 			c.Close()
-			return local(ports[0]), nil
+			f.redis = &part{process: p, addr: local(ports[0])}
+			return f.redis, nil
 		}
 	}
-	return "", p.failure("does not answer", errors.New("no connection"))
+	return nil, p.failure("does not answer", errors.New("no connection"))
 }
 
 func local(port string) string { return net.JoinHostPort("127.0.0.1", port) }

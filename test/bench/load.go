@@ -42,6 +42,8 @@ const (
 	kindHTTP    = "http"
 	kindGRPC    = "grpc"
 	kindDeliver = "deliver" // an HTTP publish; done when the event has also been delivered to us
+	kindLoad    = "load"    // a GetOrLoad of a cache; done when the value is there, loaded by us if we are asked to
+	kindRedis   = "redis"   // a command, without any sidecar
 )
 
 // sample is what a job measured, the answer to it.

@@ -13,9 +13,10 @@ const roleEnv = "MECHA_BENCH_ROLE"
 
 // The roles.
 const (
-	roleHTTP = "http-app" // echoes HTTP requests
-	roleGRPC = "grpc-app" // echoes gRPC messages
-	roleLoad = "load"     // runs jobs, and is the app that events are delivered to
+	roleHTTP  = "http-app" // echoes HTTP requests
+	roleGRPC  = "grpc-app" // echoes gRPC messages
+	roleRedis = "redis"    // the server of the rows on Redis, which is no role of this program
+	roleLoad  = "load"     // runs jobs, and is the app that events are delivered to
 )
 
 // hello is the first line a role prints: where it listens.

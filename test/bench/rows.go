@@ -6,10 +6,14 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	commonpb "github.com/dapr/dapr/pkg/proto/common/v1"
 	runtimepb "github.com/dapr/dapr/pkg/proto/runtime/v1"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	mechav1 "github.com/mecha-project/mecha/api/mecha/v1"
 )
 
 // row is a workload: what is asked of which processes.
@@ -91,7 +95,11 @@ func allRows() []row {
 	rows = append(rows, stateRows("memory", "state.in-memory")...)
 	rows = append(rows, stateRows(statePolicy, "state.in-memory")[2:]...) // HTTP is enough to see what policy costs
 	rows = append(rows, stateRows("embedded", "state.embedded")...)
+	rows = append(rows, redisRows()...)
 	rows = append(rows, stateRows(stateRedis, "state.redis")...)
+	rows = append(rows, cacheRows("memory", "cache.in-memory")...)
+	rows = append(rows, cacheRows("embedded", "cache.embedded")...)
+	rows = append(rows, cacheRows(stateRedis, "cache.redis")...)
 	rows = append(rows, pubsubRows("memory", "pubsub.in-memory")...)
 	return append(rows, pubsubRows("embedded", "pubsub.embedded")...)
 }
@@ -169,24 +177,77 @@ func stateRows(name, kind string) []row {
 	}
 	spec := []sidecarSpec{{name: "state-" + name, resource: resource, node: name == "embedded"}}
 	prefix := "state/" + name
+	base := func(string) string { return "" }
+	if name == stateRedis {
+		base = func(op string) string { return "redis/" + op }
+	}
 	return []row{
-		{name: prefix + "/grpc-set", plain: plain("grpc-set"), sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+		{name: prefix + "/grpc-set", base: base("set"), plain: plain("grpc-set"), sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
 			body, err := proto.Marshal(&runtimepb.SaveStateRequest{StoreName: "store", States: []*commonpb.StateItem{
 				{Key: stateKey(size), Value: payload("", size)}}})
 			return unary(s[0].grpc, daprMethod+"SaveState", body, 0), err
 		}},
-		{name: prefix + "/grpc-get", plain: plain("grpc-get"), prepare: prefix + "/grpc-set", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+		{name: prefix + "/grpc-get", base: base("get"), plain: plain("grpc-get"), prepare: prefix + "/grpc-set", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
 			body, err := proto.Marshal(&runtimepb.GetStateRequest{StoreName: "store", Key: stateKey(size)})
 			return unary(s[0].grpc, daprMethod+"GetState", body, size), err
 		}},
-		{name: prefix + "/http-set", plain: plain("http-set"), sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+		{name: prefix + "/http-set", base: base("set"), plain: plain("http-set"), sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
 			body := fmt.Sprintf(`[{"key":"%s","value":"%s"}]`, stateKey(size), payload("", size))
 			j := post(s[0].http, "/v1.0/state/store", []byte(body), 204, 0)
 			j.Header = "Content-Type: application/json\r\n"
 			return j, nil
 		}},
-		{name: prefix + "/http-get", plain: plain("http-get"), prepare: prefix + "/http-set", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+		{name: prefix + "/http-get", base: base("get"), plain: plain("http-get"), prepare: prefix + "/http-set", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
 			return &job{Kind: kindHTTP, Addr: s[0].http, Verb: "GET", Path: "/v1.0/state/store/" + stateKey(size), Status: 200, Reply: size}, nil
+		}},
+	}
+}
+
+// redisRows ask Redis directly, with the client library that the sidecar uses too.
+func redisRows() []row {
+	ask := func(op string) func(string, []*sidecar, int) (*job, error) {
+		return func(addr string, _ []*sidecar, size int) (*job, error) {
+			return &job{Kind: kindRedis, Addr: addr, Call: op, Path: stateKey(size), Body: payload("", size), Reply: size}, nil
+		}
+	}
+	return []row{
+		{name: "redis/set", app: roleRedis, sizes: smallSize, job: ask("set")},
+		{name: "redis/get", app: roleRedis, prepare: "redis/set", sizes: smallSize, job: ask("get")},
+	}
+}
+
+const cacheMethod = "/mecha.v1.Cache/"
+
+// cacheRows read near entries, or those of a cache in memory; keys that nobody wrote; and a key that
+// all callers want and that ends every 50 ms, so that one of them loads it and the others wait.
+func cacheRows(name, kind string) []row {
+	resource := fmt.Sprintf(component, "cache", kind)
+	base := func(string) string { return "" }
+	if name == stateRedis {
+		resource = strings.Replace(resource, "metadata: []", "metadata: [{name: redisHost, value: \""+redisAddr+"\"}]", 1)
+		base = func(op string) string { return "redis/" + op }
+	}
+	spec := []sidecarSpec{{name: "cache-" + name, resource: resource, node: name == "embedded"}}
+	prefix := "cache/" + name
+	get := func(key string, reply func(int) int) func(string, []*sidecar, int) (*job, error) {
+		return func(_ string, s []*sidecar, size int) (*job, error) {
+			body, err := proto.Marshal(&mechav1.CacheGetRequest{CacheName: "cache", Key: strings.ReplaceAll(key, "SIZE", sizeName(size))})
+			return unary(s[0].grpc, cacheMethod+"Get", body, reply(size)), err
+		}
+	}
+	return []row{
+		{name: prefix + "/grpc-set", base: base("set"), sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+			body, err := proto.Marshal(&mechav1.CacheSetRequest{CacheName: "cache", Key: stateKey(size), Value: payload("", size)})
+			return unary(s[0].grpc, cacheMethod+"Set", body, 0), err
+		}},
+		{name: prefix + "/grpc-hit", base: base("get"), prepare: prefix + "/grpc-set", sidecars: spec, sizes: smallSize, job: get("key-SIZE-"+callerMark, func(size int) int { return size })},
+		{name: prefix + "/grpc-miss", base: base("get"), sidecars: spec, sizes: smallSize, job: get("none-"+callerMark, func(int) int { return 0 })},
+		{name: prefix + "/grpc-stampede", sidecars: spec, sizes: smallSize, job: func(_ string, s []*sidecar, size int) (*job, error) {
+			body, err := proto.Marshal(&mechav1.CacheGetOrLoadRequest{CacheName: "cache", Key: "wanted-" + sizeName(size),
+				Options: &mechav1.CacheOptions{Ttl: durationpb.New(50 * time.Millisecond), Jitter: proto.Float64(0)}})
+			j := unary(s[0].grpc, cacheMethod+"GetOrLoad", body, 0)
+			j.Kind, j.Reply = kindLoad, size
+			return j, err
 		}},
 	}
 }
