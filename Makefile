@@ -69,8 +69,8 @@ faults: build ## processes killed, halted and cut off under load; prints what ea
 sdk: build ## the official SDKs as clients
 	MECHA_BIN=$(CURDIR)/$(BIN) $(LOUD) $(GO) test -count=1 -timeout 20m -v ./test/sdk/...
 
-conformance: ## the conformance suites of all blocks on all backends
-	MECHA_FULL=1 $(GO) test -count=1 -timeout 10m ./components/...
+conformance: build ## every block's suite on every backend and through each edge, and a table of how it went
+	MECHA_FULL=1 MECHA_BIN=$(CURDIR)/$(BIN) $(GO) test -json -count=1 -timeout 15m ./components/... ./test/conformance | $(GO) run ./test/conformance/table
 
 bench: build ## the cost table: CPU, latency, memory, start-up, beside direct baselines
 	$(GO) run ./test/bench -mecha $(BIN)
