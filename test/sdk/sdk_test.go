@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/mecha-project/mecha/test/harness"
+	"github.com/mecha-project/mecha/test/servers"
 )
 
 // language is one SDK under test.
@@ -42,10 +43,11 @@ var languages = []language{
 // sidecar with TLS in front and an API token, found by environment ("locked").
 func TestSDKs(t *testing.T) {
 	t.Parallel() // with TestKeepalive; the languages take turns
+	redis := servers.StartRedis(t)
 	for _, l := range languages {
 		t.Run(l.name, func(t *testing.T) {
 			dir := prepare(t, l.name)
-			s := newStage(t, l.name)
+			s := newStage(t, l.name, redis)
 			t.Run("open", func(t *testing.T) {
 				l.run(t, dir, "open", s.env())
 				if l.endsWeb && !t.Failed() {
