@@ -31,12 +31,12 @@ type language struct {
 }
 
 var languages = []language{
-	{"go", func(dir string) []string { return []string{filepath.Join(dir, "scenario")} }, map[string]int{"open": 75, "locked": 5}, false},
-	{"js", func(string) []string { return []string{"node", "main.js"} }, map[string]int{"open": 120, "locked": 8}, true},
-	{"python", func(string) []string { return []string{"venv/bin/python", "main.py"} }, map[string]int{"open": 74, "locked": 6}, false},
+	{"go", func(dir string) []string { return []string{filepath.Join(dir, "scenario")} }, map[string]int{"open": 110, "locked": 5}, false},
+	{"js", func(string) []string { return []string{"node", "main.js"} }, map[string]int{"open": 172, "locked": 8}, true},
+	{"python", func(string) []string { return []string{"venv/bin/python", "main.py"} }, map[string]int{"open": 100, "locked": 6}, false},
 	{"java", func(string) []string {
 		return []string{"java", "-XX:TieredStopAtLevel=1", "-cp", "target/classes:target/lib/*", "sdk.Main"}
-	}, map[string]int{"open": 51, "locked": 5}, true},
+	}, map[string]int{"open": 78, "locked": 5}, true},
 }
 
 // TestSDKs walks each SDK through the scenario, first between two apps ("open"), then through a
