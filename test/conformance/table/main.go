@@ -11,12 +11,12 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strings"
-	"text/tabwriter"
 )
 
 func main() {
@@ -69,38 +69,49 @@ func run(in, components io.Reader, out io.Writer) (bool, error) {
 type key struct{ block, backend string }
 
 // counts are a row: how often the suite ran, in different set-ups, and how its subtests ended.
-type counts struct{ suites, passed, failed, absent int }
+type counts struct {
+	suites, passed, failed, absent int
+	lacks                          []string // the names of those not offered, each once
+}
 
 func (c *counts) add(d counts) {
 	c.suites += d.suites
 	c.passed += d.passed
 	c.failed += d.failed
 	c.absent += d.absent
+	for _, name := range d.lacks {
+		if !slices.Contains(c.lacks, name) {
+			c.lacks = append(c.lacks, name)
+		}
+	}
 }
 
 func show(out io.Writer, rows map[key]counts) {
 	keys := make([]key, 0, len(rows))
+	block, backend := len("block"), len("backend")
 	for k := range rows {
 		keys = append(keys, k)
+		block, backend = max(block, len(k.block)), max(backend, len(k.backend))
 	}
 	slices.SortFunc(keys, func(a, b key) int {
-		if c := strings.Compare(a.block, b.block); c != 0 {
-			return c
-		}
-		return strings.Compare(a.backend, b.backend)
+		return cmp.Or(strings.Compare(a.block, b.block), strings.Compare(a.backend, b.backend))
 	})
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	line := func(block, backend string, c counts) {
-		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t\n", block, backend, c.suites, c.passed+c.failed, c.passed, c.failed, c.absent)
+	fmt.Fprintf(out, "%-*s  %-*s  set-ups   run  passed  failed  not offered\n", block, "block", backend, "backend")
+	line := func(k key, c counts) {
+		fmt.Fprintf(out, "%-*s  %-*s  %7d  %4d  %6d  %6d  %11d\n", block, k.block, backend, k.backend, c.suites, c.passed+c.failed, c.passed, c.failed, c.absent)
 	}
-	fmt.Fprintln(w, "block\tbackend\tset-ups\trun\tpassed\tfailed\tnot offered\t")
 	var total counts
 	for _, k := range keys {
-		line(k.block, k.backend, rows[k])
+		line(k, rows[k])
 		total.add(rows[k])
 	}
-	line("all", "", total)
-	w.Flush() // out's errors are the reader's business: a pipe that closed
+	line(key{"all", ""}, total)
+	fmt.Fprintln(out, "\nNot offered:")
+	for _, k := range keys {
+		if c := rows[k]; len(c.lacks) > 0 {
+			fmt.Fprintf(out, "  %s of %s: %s\n", k.block, k.backend, strings.Join(c.lacks, "; "))
+		}
+	}
 }
 
 // missing are the components of the reference page on whose backend no suite of their block ran.

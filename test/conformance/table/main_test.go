@@ -58,6 +58,7 @@ func TestTable(t *testing.T) {
 		{"all well", good, true, []string{
 			"block backend set-ups run passed failed not offered",
 			"lock redis 1 1 1 0 0", "state gRPC: memory 1 1 1 0 0", "state memory 1 1 1 0 0", "state redis 2 2 2 0 1", "all 5 5 5 0 1",
+			"Not offered: state of redis: b/c",
 			"Other tests of these packages: 1 passed, 0 failed.", "pass components/redis"}},
 		{"a failure", good + said([]string{"components/redis", "output", "TestState/d", "it broke\n"}, []string{"components/redis", "fail", "TestState/d"}, []string{"components/redis", "fail", "TestState"}, []string{"components/redis", "fail"}), false,
 			[]string{"state redis 2 3 2 1 1", "--- FAILED: components/redis TestState/d it broke"}},

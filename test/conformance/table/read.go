@@ -131,6 +131,7 @@ func (r *results) rows() map[key]counts {
 					c.passed++
 				case "skip":
 					c.absent++
+					c.lacks = append(c.lacks, strings.ReplaceAll(strings.TrimPrefix(sub.name, t.name+"/"), "_", " "))
 				default:
 					c.failed++
 				}
@@ -138,8 +139,9 @@ func (r *results) rows() map[key]counts {
 			if c.passed+c.failed+c.absent == 0 {
 				c.failed++ // it ended before its first subtest
 			}
-			c.add(rows[k])
-			rows[k] = c
+			row := rows[k]
+			row.add(c)
+			rows[k] = row
 		}
 	}
 	return rows
