@@ -9,7 +9,7 @@ COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null)
 TAGS    := grpcnotrace
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 # Packages tested with the race detector: all but those that drive whole processes.
-UNIT    = $(shell $(GO) list ./... | grep -v -E '/test/(bench|e2e|faults|harness|mesh|sdk)')
+UNIT    = $(shell $(GO) list ./... | grep -v -E '/test/(bench|conformance$$|e2e|faults|harness|mesh|sdk)')
 FUZZ_FOR ?= 20s
 # Runs tests and says at the end which were skipped.
 LOUD    := deploy/dev/loud
@@ -60,7 +60,7 @@ test: build ## everything, against real servers and SDKs; installs or starts wha
 	MECHA_FULL=1 MECHA_BIN=$(CURDIR)/$(BIN) deploy/dev/test
 
 e2e: build ## the black-box tests only
-	MECHA_BIN=$(CURDIR)/$(BIN) $(LOUD) $(GO) test -count=1 -timeout 15m ./test/e2e/... ./test/mesh/...
+	MECHA_BIN=$(CURDIR)/$(BIN) $(LOUD) $(GO) test -count=1 -timeout 15m ./test/e2e/... ./test/mesh/... ./test/conformance
 
 # One package after the other: they are not to take each other's processor time.
 faults: build ## processes killed, halted and cut off under load; prints what each fault cost; FAULTS_FOR=5m for long
@@ -69,8 +69,8 @@ faults: build ## processes killed, halted and cut off under load; prints what ea
 sdk: build ## the official SDKs as clients
 	MECHA_BIN=$(CURDIR)/$(BIN) $(LOUD) $(GO) test -count=1 -timeout 20m -v ./test/sdk/...
 
-conformance: ## the conformance suites of all blocks on all backends
-	MECHA_FULL=1 $(GO) test -count=1 -timeout 10m ./components/...
+conformance: build ## every block's suite on every backend and through each edge, and a table of how it went
+	MECHA_FULL=1 MECHA_BIN=$(CURDIR)/$(BIN) $(GO) test -json -count=1 -timeout 15m ./components/... ./test/conformance | $(GO) run ./test/conformance/table
 
 bench: build ## the cost table: CPU, latency, memory, start-up, beside direct baselines
 	$(GO) run ./test/bench -mecha $(BIN)

@@ -5,40 +5,34 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sort"
 	"strings"
 
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/conf"
-	"github.com/mecha-project/mecha/components/cron"
-	"github.com/mecha-project/mecha/components/dns"
-	"github.com/mecha-project/mecha/components/hostdir"
-	"github.com/mecha-project/mecha/components/httpbinding"
-	"github.com/mecha-project/mecha/components/localsecret"
-	"github.com/mecha-project/mecha/components/localstorage"
-	"github.com/mecha-project/mecha/components/mdns"
-	"github.com/mecha-project/mecha/components/memory"
-	"github.com/mecha-project/mecha/components/mysql"
-	"github.com/mecha-project/mecha/components/nats"
-	"github.com/mecha-project/mecha/components/postgres"
-	"github.com/mecha-project/mecha/components/redis"
-	"github.com/mecha-project/mecha/components/sqlite"
-	"github.com/mecha-project/mecha/components/staticfile"
-	"github.com/mecha-project/mecha/components/vault"
 )
 
 func main() {
-	all := []block.Backend{memory.Backend(), nats.Backend(), postgres.Backend(), mysql.Backend(), redis.Backend(), localsecret.Backend(), vault.Backend(), cron.Backend(), httpbinding.Backend(), localstorage.Backend(), hostdir.Backend(), mdns.Backend(), dns.Backend(), staticfile.Backend(), sqlite.Backend()}
-	err := os.WriteFile("docs/reference/components.md", []byte(components(all)), 0o644)
-	if err == nil {
-		err = stubs(context.Background())
-	}
-	if err != nil {
+	if err := errors.Join(write("."), stubs(context.Background())); err != nil {
 		fmt.Fprintln(os.Stderr, "mechagen:", err)
 		os.Exit(1)
 	}
+}
+
+// write writes the pages of a repository.
+func write(root string) error {
+	able, err := capabilities(backends(), root)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(root, "docs/reference/components.md"), []byte(components(backends())), 0o644),
+		os.WriteFile(filepath.Join(root, "docs/reference/capabilities.md"), []byte(able), 0o644),
+	)
 }
 
 // components is the page of all component types and their metadata.

@@ -1,6 +1,7 @@
 // Package sdk runs the official Dapr SDKs, unmodified, against the mecha binary. Each language
-// has a small program in a folder of its own that walks through one scenario (state, publish and
-// subscribe, invocation both ways, metadata, health, shutdown) and prints one line per step. The
+// has a small program in a folder of its own that walks through one scenario (every building block,
+// on an embedded backend and on Redis where there is one, invocation both ways, metadata, health,
+// shutdown) and prints one line per step. What an SDK has no call for is said where it would be. The
 // tests start the sidecars and the tool chains and judge the output; what each call must do in
 // detail is the business of test/e2e.
 //

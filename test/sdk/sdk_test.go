@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/mecha-project/mecha/test/harness"
+	"github.com/mecha-project/mecha/test/servers"
 )
 
 // language is one SDK under test.
@@ -30,22 +31,23 @@ type language struct {
 }
 
 var languages = []language{
-	{"go", func(dir string) []string { return []string{filepath.Join(dir, "scenario")} }, map[string]int{"open": 75, "locked": 5}, false},
-	{"js", func(string) []string { return []string{"node", "main.js"} }, map[string]int{"open": 120, "locked": 8}, true},
-	{"python", func(string) []string { return []string{"venv/bin/python", "main.py"} }, map[string]int{"open": 74, "locked": 6}, false},
+	{"go", func(dir string) []string { return []string{filepath.Join(dir, "scenario")} }, map[string]int{"open": 110, "locked": 5}, false},
+	{"js", func(string) []string { return []string{"node", "main.js"} }, map[string]int{"open": 172, "locked": 8}, true},
+	{"python", func(string) []string { return []string{"venv/bin/python", "main.py"} }, map[string]int{"open": 100, "locked": 6}, false},
 	{"java", func(string) []string {
 		return []string{"java", "-XX:TieredStopAtLevel=1", "-cp", "target/classes:target/lib/*", "sdk.Main"}
-	}, map[string]int{"open": 51, "locked": 5}, true},
+	}, map[string]int{"open": 78, "locked": 5}, true},
 }
 
 // TestSDKs walks each SDK through the scenario, first between two apps ("open"), then through a
 // sidecar with TLS in front and an API token, found by environment ("locked").
 func TestSDKs(t *testing.T) {
 	t.Parallel() // with TestKeepalive; the languages take turns
+	redis := servers.StartRedis(t)
 	for _, l := range languages {
 		t.Run(l.name, func(t *testing.T) {
 			dir := prepare(t, l.name)
-			s := newStage(t, l.name)
+			s := newStage(t, l.name, redis)
 			t.Run("open", func(t *testing.T) {
 				l.run(t, dir, "open", s.env())
 				if l.endsWeb && !t.Failed() {

@@ -16,12 +16,15 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/mecha-project/mecha/test/harness"
+	"github.com/mecha-project/mecha/test/servers"
 )
 
 // Secrets of the stage: what an app sends its sidecar, and what a sidecar sends its app.
@@ -31,7 +34,8 @@ const (
 )
 
 // stage is what one program plays on: a sidecar for an HTTP app, one for a gRPC app, both of them
-// served by the program, and one behind TLS that asks for a token. All share one embedded node.
+// served by the program, and one behind TLS that asks for a token. All share one embedded node. Each
+// block has a component on an embedded backend and, where there is one, on Redis.
 type stage struct {
 	web, rpc, locked *harness.Sidecar
 	webPort, rpcPort int // where the program listens
@@ -39,12 +43,17 @@ type stage struct {
 	lockedHTTP       string // https://…
 	lockedGRPC       string
 	roots            string // PEM file
+	operator         string // URL, see newOperator
+	listed           string // the components, as the metadata API has them
 }
 
-func newStage(t *testing.T, language string) *stage {
+func newStage(t *testing.T, language string, redis *servers.Redis) *stage {
 	t.Helper()
 	mesh := harness.NewMesh(t)
-	s := &stage{dir: mesh.Dir, webPort: harness.FreePort(t), rpcPort: harness.FreePort(t)}
+	s := &stage{dir: mesh.Dir, webPort: harness.FreePort(t), rpcPort: harness.FreePort(t), operator: newOperator(t, mesh.Dir, redis)}
+	if err := os.WriteFile(filepath.Join(s.dir, "secrets.json"), []byte(secrets), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	tokens := []string{"APP_API_TOKEN=" + appToken}
 	start := func(o harness.Options) *harness.Sidecar {
 		o.AppID = language + "-" + o.AppID
@@ -54,9 +63,9 @@ func newStage(t *testing.T, language string) *stage {
 		sidecar.WaitOutbound()
 		return sidecar
 	}
-	s.web = start(harness.Options{AppID: "web", AppPort: s.webPort, Env: tokens, Files: resources("/")})
+	s.web = start(harness.Options{AppID: "web", AppPort: s.webPort, Env: tokens, Files: s.resources("/", redis)})
 	// The gRPC app is also asked for its health, which each SDK's server answers.
-	s.rpc = start(harness.Options{AppID: "rpc", AppPort: s.rpcPort, Protocol: "grpc", Env: tokens, Files: resources(""), Args: []string{"--enable-app-health-check", "--app-health-probe-interval", "1"}})
+	s.rpc = start(harness.Options{AppID: "rpc", AppPort: s.rpcPort, Protocol: "grpc", Env: tokens, Files: s.resources("", redis), Args: []string{"--enable-app-health-check", "--app-health-probe-interval", "1"}})
 	s.locked = start(harness.Options{AppID: "locked", Env: []string{"DAPR_API_TOKEN=" + apiToken}, Files: map[string]string{"state.yaml": component("mem-state", "state.in-memory")}})
 	front := newFront(t)
 	s.roots = front.roots
@@ -64,19 +73,58 @@ func newStage(t *testing.T, language string) *stage {
 	return s
 }
 
-// resources are the components that each program finds, and a declarative subscription.
-func resources(slash string) map[string]string {
+// secrets are those of the component file-secrets: one of a single value, one of two.
+const secrets = `{"plain": "hidden", "pair": {"user": "u", "password": "p"}}`
+
+// components are what each program finds, each with its settings: names and values.
+func (s *stage) components(redis *servers.Redis) []string {
+	return []string{
+		component("mem-state", "state.in-memory"),
+		component("emb-state", "state.embedded"),
+		component("redis-state", "state.redis", "redisHost", redis.Addr),
+		component("mem-pubsub", "pubsub.in-memory"),
+		component("emb-pubsub", "pubsub.embedded"),
+		component("emb-config", "configuration.embedded"),
+		component("redis-config", "configuration.redis", "redisHost", redis.Addr),
+		component("emb-lock", "lock.embedded"),
+		component("redis-lock", "lock.redis", "redisHost", redis.Addr),
+		component("file-secrets", "secretstores.local.file", "secretsFile", filepath.Join(s.dir, "secrets.json"), "multiValued", "true"),
+		component("files", "bindings.localstorage", "rootPath", filepath.Join(s.dir, "files")),
+		component("tick", "bindings.cron", "schedule", "@every 1s"),
+	}
+}
+
+// resources are the components and a declarative subscription.
+func (s *stage) resources(slash string, redis *servers.Redis) map[string]string {
+	all := s.components(redis)
+	s.listed = listed(all)
 	return map[string]string{
-		"mem-state.yaml":  component("mem-state", "state.in-memory"),
-		"emb-state.yaml":  component("emb-state", "state.embedded"),
-		"mem-pubsub.yaml": component("mem-pubsub", "pubsub.in-memory"),
-		"emb-pubsub.yaml": component("emb-pubsub", "pubsub.embedded"),
+		"components.yaml": strings.Join(all, "---\n"),
 		"declared.yaml":   subscription("mem-pubsub", slash) + "---\n" + subscription("emb-pubsub", slash),
 	}
 }
 
-func component(name, kind string) string {
-	return fmt.Sprintf("apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata:\n  name: %s\nspec:\n  type: %s\n  version: v1\n", name, kind)
+func component(name, kind string, settings ...string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata:\n  name: %s\nspec:\n  type: %s\n  version: v1\n", name, kind)
+	for i := 0; i+1 < len(settings); i += 2 {
+		if i == 0 {
+			b.WriteString("  metadata:\n")
+		}
+		fmt.Fprintf(&b, "  - {name: %s, value: %q}\n", settings[i], settings[i+1])
+	}
+	return b.String()
+}
+
+// listed is what the metadata API says of components, "name type version" each, in order.
+func listed(components []string) string {
+	var out []string
+	for _, c := range components {
+		f := strings.Fields(c)
+		out = append(out, f[slices.Index(f, "name:")+1]+" "+f[slices.Index(f, "type:")+1]+" v1")
+	}
+	slices.Sort(out)
+	return strings.Join(out, ",")
 }
 
 func subscription(pubsub, slash string) string {
@@ -101,7 +149,7 @@ func (s *stage) env() []string {
 	return []string{
 		"WEB_APP_ID=" + s.web.AppID, "WEB_APP_PORT=" + n(s.webPort), "WEB_HTTP_PORT=" + n(s.web.HTTP), "WEB_GRPC_PORT=" + n(s.web.GRPC),
 		"RPC_APP_ID=" + s.rpc.AppID, "RPC_APP_PORT=" + n(s.rpcPort), "RPC_HTTP_PORT=" + n(s.rpc.HTTP), "RPC_GRPC_PORT=" + n(s.rpc.GRPC),
-		"APP_API_TOKEN=" + appToken,
+		"APP_API_TOKEN=" + appToken, "OPERATOR=" + s.operator, "COMPONENTS=" + s.listed,
 	}
 }
 

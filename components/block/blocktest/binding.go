@@ -27,6 +27,7 @@ type OutputPlace struct {
 // Output checks an output binding.
 func Output(t *testing.T, place func(t *testing.T) OutputPlace) {
 	t.Helper()
+	suite(t, block.KindBinding)
 	groups := []struct {
 		name string
 		run  func(*outputTest)
@@ -180,6 +181,7 @@ type InputPlace struct {
 // Input checks an input binding.
 func Input(t *testing.T, place func(t *testing.T) InputPlace) {
 	t.Helper()
+	suite(t, block.KindBinding)
 	groups := []struct {
 		name string
 		run  func(*inputTest)

@@ -32,6 +32,7 @@ type ConfigurationPlace struct {
 // Configuration checks a configuration store. What is written may take a moment to be seen.
 func Configuration(t *testing.T, place func(t *testing.T) ConfigurationPlace) {
 	t.Helper()
+	suite(t, block.KindConfig)
 	groups := []struct {
 		name string
 		run  func(*configTest)

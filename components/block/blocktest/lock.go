@@ -20,6 +20,7 @@ import (
 // does not end early is measured; how late it may end is not.
 func Lock(t *testing.T, open func(t *testing.T) func() block.Lock) {
 	t.Helper()
+	suite(t, block.KindLock)
 	groups := []struct {
 		name string
 		run  func(*lockTest)

@@ -20,6 +20,7 @@ import (
 // unique to the subtest, so the server behind may be shared; the suite closes what it opens.
 func PubSub(t *testing.T, open func(t *testing.T) func() block.PubSub) {
 	t.Helper()
+	suite(t, block.KindPubSub)
 	groups := []struct {
 		name string
 		run  func(*pubsubTest)

@@ -38,6 +38,7 @@ type RegistryPlace struct {
 // Registry runs the conformance suite of name resolution. place is called once per case.
 // What a registry can do beyond Resolve is learnt from its optional interfaces.
 func Registry(t *testing.T, place func(t *testing.T) RegistryPlace) {
+	suite(t, block.KindRegistry)
 	for _, c := range []struct {
 		name string
 		run  func(*registryRun)
@@ -331,7 +332,7 @@ func testConcurrentResolve(r *registryRun) {
 
 func testReplace(r *registryRun) {
 	if !r.registrar() {
-		return
+		r.Skip("instances do not announce themselves here")
 	}
 	in := r.instance("orders", "default", 1)
 	self := r.put(in).(block.Registrar)
@@ -354,7 +355,7 @@ func testReplace(r *registryRun) {
 
 func testDeregister(r *registryRun) {
 	if !r.registrar() {
-		return
+		r.Skip("instances do not announce themselves here")
 	}
 	if err := r.open().(block.Registrar).Deregister(r.ctx()); err != nil {
 		r.Errorf("Deregister without an announcement = %v, want nil", err)
@@ -381,7 +382,7 @@ func testDeregister(r *registryRun) {
 
 func testCloseWithdraws(r *registryRun) {
 	if !r.registrar() {
-		return
+		r.Skip("instances do not announce themselves here")
 	}
 	a, b := r.instance("orders", "default", 1), r.instance("orders", "default", 2)
 	self := r.put(a)
@@ -396,7 +397,7 @@ func testCloseWithdraws(r *registryRun) {
 
 func testInvalid(r *registryRun) {
 	if !r.registrar() {
-		return
+		r.Skip("instances do not announce themselves here")
 	}
 	for name, spoil := range map[string]func(*block.Instance){
 		"no app":             func(i *block.Instance) { i.App = "" },
@@ -418,7 +419,7 @@ func testInvalid(r *registryRun) {
 
 func testCrowd(r *registryRun) {
 	if !r.registrar() {
-		return
+		r.Skip("instances do not announce themselves here")
 	}
 	stay := r.instance("orders", "default", 0)
 	r.put(stay)
@@ -452,7 +453,7 @@ func testCrowd(r *registryRun) {
 func testWatch(r *registryRun) {
 	v, ok := r.open().(block.RegistryWatcher)
 	if !ok {
-		return
+		r.Skip("the registry tells of no changes")
 	}
 	a, b := r.instance("orders", "default", 1), r.instance("orders", "default", 2)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -506,7 +507,7 @@ func testWatchClose(r *registryRun) {
 	open := r.open()
 	v, ok := open.(block.RegistryWatcher)
 	if !ok {
-		return
+		r.Skip("the registry tells of no changes")
 	}
 	r.put(r.instance("orders", "default", 1))
 	started, done := make(chan struct{}, 1000), make(chan error, 1)

@@ -19,6 +19,7 @@ import (
 // write, changes nothing.
 func Secret(t *testing.T, want map[string]map[string]string, open func(t *testing.T) block.Secret) {
 	t.Helper()
+	suite(t, block.KindSecret)
 	if len(want) < 2 {
 		t.Fatal("the suite needs two secrets or more")
 	}

@@ -32,6 +32,7 @@ const patience = 20 * time.Second
 // own (they are unique, so the server behind may be shared); the suite closes it.
 func State(t *testing.T, open func(t *testing.T) block.State) {
 	t.Helper()
+	suite(t, block.KindState)
 	groups := []struct {
 		name string
 		run  func(*stateTest)

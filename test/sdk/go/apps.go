@@ -70,6 +70,10 @@ func serveRPC(address string, in *inbox) error {
 	keep := func(_ context.Context, e *common.TopicEvent) (bool, error) { in.put(e); return false, nil }
 	errs := []error{
 		s.AddHealthCheckHandler("", func(context.Context) error { return nil }),
+		s.AddBindingInvocationHandler("tick", func(_ context.Context, e *common.BindingEvent) ([]byte, error) {
+			in.put(&common.TopicEvent{PubsubName: "tick", Topic: "rpc", ID: e.Metadata["readTimeUTC"], RawData: e.Data})
+			return nil, nil
+		}),
 		s.AddServiceInvocationHandler("echo", func(_ context.Context, e *common.InvocationEvent) (*common.Content, error) {
 			return &common.Content{Data: e.Data, ContentType: e.ContentType, DataTypeURL: e.DataTypeURL}, nil
 		}),
@@ -135,6 +139,10 @@ func serveWeb(address string, in *inbox) error {
 			e.Subject = "web"
 			in.put(&e)
 		}
+	})
+	mux.HandleFunc("POST /tick", func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		in.put(&common.TopicEvent{PubsubName: "tick", Topic: "web", ID: r.Header.Get("readTimeUTC"), RawData: body})
 	})
 	mux.HandleFunc("/about", func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)

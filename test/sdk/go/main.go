@@ -94,12 +94,20 @@ func open(r *report) error {
 		return errors.Join(rpc.Wait(ctx, 5*time.Second), web.Wait(ctx, 5*time.Second),
 			healthy(ctx, os.Getenv("WEB_HTTP_PORT")), healthy(ctx, os.Getenv("RPC_HTTP_PORT")))
 	})
-	for _, store := range []string{"mem-state", "emb-state"} {
+	for _, store := range []string{"mem-state", "emb-state", "redis-state"} {
 		r.under(store, func() { stateSteps(r, rpc, store) })
 	}
 	for _, pubsub := range []string{"mem-pubsub", "emb-pubsub"} {
 		r.under(pubsub, func() { pubsubSteps(r, rpc, pubsub, in); streamSteps(r, rpc, pubsub) })
 	}
+	for _, store := range []string{"emb-config", "redis-config"} {
+		r.under(store, func() { configurationSteps(r, rpc, store) })
+	}
+	for _, store := range []string{"emb-lock", "redis-lock"} {
+		r.under(store, func() { lockSteps(r, rpc, store) })
+	}
+	r.under("secrets", func() { secretSteps(r, rpc) })
+	r.under("bindings", func() { bindingSteps(r, rpc, in) })
 	r.under("both", func() { crossSteps(r, web, in) })
 	r.under("invoke", func() { invokeSteps(r, web, rpc) })
 	r.under("metadata", func() { metadataSteps(r, rpc) })

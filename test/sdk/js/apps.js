@@ -56,6 +56,7 @@ async function newApp(protocol, inbox) {
   if (protocol === CommunicationProtocolEnum.HTTP) {
     await server.invoker.listen("declared", async ({ body }) => inbox.put("declared", JSON.parse(body)), { method: HttpMethod.POST });
   }
+  await server.binding.receive("tick", async (data) => inbox.put("tick", data));
   for (const method of [HttpMethod.GET, HttpMethod.POST, HttpMethod.PUT, HttpMethod.DELETE]) {
     await server.invoker.listen("about", async (call) => ({ verb: method, body: call.body, query: call.query, type: call.metadata?.contentType, header: call.headers?.["x-mine"] }), { method });
   }

@@ -50,6 +50,11 @@ class Inbox {
     this.events.set(topic, [...(this.events.get(topic) ?? []), data]);
   }
 
+  // all is what has arrived and was not taken.
+  all(topic) {
+    return this.events.get(topic) ?? [];
+  }
+
   take(topic) {
     const events = this.events.get(topic) ?? [];
     if (events.length > 0) {

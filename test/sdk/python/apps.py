@@ -41,6 +41,11 @@ def serve_web(inbox):
     def declared_special(event=Body()):
         inbox.put(f'web/{event["pubsubname"]}/declared-special', event)
 
+    # The extension has nothing for input bindings; they are plain routes.
+    @app.post('/tick')
+    async def tick(request: Request):
+        inbox.put('web/tick', (request.headers.get('readTimeUTC'), await request.body()))
+
     @app.api_route('/about', methods=['GET', 'POST', 'PUT', 'DELETE', 'PATCH'])
     async def about(request: Request):
         return {
@@ -94,6 +99,10 @@ def serve_rpc(inbox):
         keep(pubsub, 'routed', name='special', rule=Rule('event.type == "special"', 1))
         keep(pubsub, 'dropped', answer='drop', dead_letter_topic='rpc-dead')
         keep(pubsub, 'dead')
+
+    @app.binding('tick')
+    def tick(request):
+        inbox.put('rpc/tick', (request.binding_metadata.get('readTimeUTC'), request.data))
 
     @app.method('echo')
     def echo(request):

@@ -34,6 +34,7 @@ def code(*want):
 
 def open_mode(r):
     from apps import PUBSUBS, serve_rpc, serve_web
+    from blocks import binding_steps, configuration_steps, lock_steps, secret_steps
     from pubsub import pubsub_steps, shared_steps, stream_steps
     from report import Inbox
     from state import state_steps
@@ -51,7 +52,7 @@ def open_mode(r):
 
     r.step('clients wait for their sidecars', connect)
     r.step('both sidecars are healthy', healthy)
-    for store in ['mem-state', 'emb-state']:
+    for store in ['mem-state', 'emb-state', 'redis-state']:
         with r.under(store):
             state_steps(r, clients['rpc'], store)
     for pubsub in PUBSUBS:
@@ -60,6 +61,16 @@ def open_mode(r):
                 pubsub_steps(r, clients[side], side, pubsub, inbox)
         with r.under(pubsub):
             stream_steps(r, clients['rpc'], pubsub, inbox)
+    for store in ['emb-config', 'redis-config']:
+        with r.under(store):
+            configuration_steps(r, clients['rpc'], store)
+    for store in ['emb-lock', 'redis-lock']:
+        with r.under(store):
+            lock_steps(r, clients['rpc'], store)
+    with r.under('secrets'):
+        secret_steps(r, clients['rpc'])
+    with r.under('bindings'):
+        binding_steps(r, clients['rpc'], inbox)
     shared_steps(r, clients, inbox)
     with r.under('invoke'):
         invoke_steps(r, clients['web'], clients['rpc'])
@@ -198,8 +209,8 @@ def metadata_steps(r, c):
         expect('id and colour', [m.application_id, m.extended_metadata.get('colour')], [os.environ['RPC_APP_ID'], 'blue'])
         expect(
             'the components',
-            sorted(f'{x.name} {x.type} {x.version}' for x in m.registered_components),
-            ['emb-pubsub pubsub.embedded v1', 'emb-state state.embedded v1', 'mem-pubsub pubsub.in-memory v1', 'mem-state state.in-memory v1'],
+            ','.join(sorted(f'{x.name} {x.type} {x.version}' for x in m.registered_components)),
+            os.environ['COMPONENTS'],
         )
 
     r.step('set and get', set_and_get)

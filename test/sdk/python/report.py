@@ -67,6 +67,9 @@ class Inbox:
         except queue.Empty:
             raise AssertionError(f'no event arrived at {name}') from None
 
+    def size(self, name):
+        return self._queue(name).qsize()
+
 
 def expect(what, got, want):
     if got != want:

@@ -67,6 +67,14 @@ final class Apps {
       about.put("token", System.getenv("APP_API_TOKEN").equals(e.getRequestHeaders().getFirst("dapr-api-token")));
       answer(e, 200, JSON.writeValueAsString(about));
     });
+    server.createContext("/tick", e -> {
+      // The sidecar asks with OPTIONS whether the app wants the binding.
+      if (e.getRequestMethod().equals("POST")) {
+        String body = new String(e.getRequestBody().readAllBytes(), StandardCharsets.UTF_8);
+        inbox.put("web/tick", new Event("tick", e.getRequestHeaders().getFirst("readTimeUTC"), "", "", body));
+      }
+      answer(e, 200, "");
+    });
     server.createContext("/teapot", e -> answer(e, 418, "short and stout"));
     server.createContext("/nothing", e -> answer(e, 204, ""));
     server.start();
@@ -124,6 +132,17 @@ final class Apps {
                 "\"" + in.getHttpExtension().getVerb() + " " + in.getHttpExtension().getQuerystring() + "\""))).build());
         default -> out.onError(Status.NOT_FOUND.withDescription("no method " + in.getMethod()).asRuntimeException());
       }
+    }
+
+    @Override
+    public void listInputBindings(Empty in, StreamObserver<DaprAppCallbackProtos.ListInputBindingsResponse> out) {
+      reply(out, DaprAppCallbackProtos.ListInputBindingsResponse.newBuilder().addBindings("tick").build());
+    }
+
+    @Override
+    public void onBindingEvent(DaprAppCallbackProtos.BindingEventRequest in, StreamObserver<DaprAppCallbackProtos.BindingEventResponse> out) {
+      inbox.put("rpc/" + in.getName(), new Event(in.getName(), in.getMetadataMap().get("readTimeUTC"), "", "", in.getData().toStringUtf8()));
+      reply(out, DaprAppCallbackProtos.BindingEventResponse.getDefaultInstance());
     }
 
     @Override

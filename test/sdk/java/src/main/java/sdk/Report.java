@@ -94,6 +94,10 @@ final class Report {
       queue(name).add(event);
     }
 
+    int size(String name) {
+      return queue(name).size();
+    }
+
     T take(String name) throws InterruptedException {
       T event = queue(name).poll(STEP_LIMIT_SECONDS, TimeUnit.SECONDS);
       if (event == null) {

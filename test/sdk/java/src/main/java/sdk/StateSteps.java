@@ -72,7 +72,7 @@ final class StateSteps {
       aborted(() -> client.saveState(store, "first", null, "two", once).block());
       value("first", "one");
     });
-    r.step("bulk", () -> {
+    r.step("bulk", () -> { // the SDK cannot delete several keys in one call
       client.saveBulkState(store, List.of(new State<>("m1", "one", null, null), new State<>("m2", "two", null, null))).block();
       TreeMap<String, String> got = new TreeMap<>();
       for (State<String> s : client.getBulkState(store, List.of("m1", "m2", "m3"), String.class).block()) {

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/configfile"
+	"github.com/mecha-project/mecha/components/cron"
+	"github.com/mecha-project/mecha/components/dns"
+	"github.com/mecha-project/mecha/components/hostdir"
+	"github.com/mecha-project/mecha/components/httpbinding"
+	"github.com/mecha-project/mecha/components/localsecret"
+	"github.com/mecha-project/mecha/components/localstorage"
+	"github.com/mecha-project/mecha/components/mdns"
+	"github.com/mecha-project/mecha/components/memory"
+	"github.com/mecha-project/mecha/components/mysql"
+	"github.com/mecha-project/mecha/components/nats"
+	"github.com/mecha-project/mecha/components/postgres"
+	"github.com/mecha-project/mecha/components/redis"
+	"github.com/mecha-project/mecha/components/sqlite"
+	"github.com/mecha-project/mecha/components/staticfile"
+	"github.com/mecha-project/mecha/components/vault"
+)
+
+// backends are those of cmd/mecha/backends.go, in the order of the pages. A test compares the two.
+func backends() []block.Backend {
+	return []block.Backend{
+		memory.Backend(),
+		nats.Backend(),
+		configfile.Backend(),
+		postgres.Backend(),
+		mysql.Backend(),
+		redis.Backend(),
+		localsecret.Backend(),
+		vault.Backend(),
+		cron.Backend(),
+		httpbinding.Backend(),
+		localstorage.Backend(),
+		hostdir.Backend(),
+		mdns.Backend(),
+		dns.Backend(),
+		staticfile.Backend(),
+		sqlite.Backend(),
+	}
+}
