@@ -35,6 +35,9 @@ type StateItem struct {
 	ETag string
 	// Expires is when the item ends; zero means never, or unknown to the store.
 	Expires time.Time
+	// Err, in an answer of GetMany only, is why this item alone cannot be read; then nothing else
+	// but Key is set.
+	Err error
 }
 
 // StateWrite is one write.
@@ -70,7 +73,8 @@ type StateOp struct {
 // StateBatch is offered by stores that read or write several keys in one exchange. Batches
 // are not atomic.
 type StateBatch interface {
-	// GetMany returns one item per key, in the order of keys.
+	// GetMany returns one item per key, in the order of keys. The error is about all of them; an
+	// item that alone cannot be read says so in its Err.
 	GetMany(ctx context.Context, keys []string, opts StateRead) ([]StateItem, error)
 	// SetMany returns nil when all were written, else one error or nil per write.
 	SetMany(ctx context.Context, ws []StateWrite) []error

@@ -13,6 +13,7 @@ import (
 	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/call"
+	"github.com/mecha-project/mecha/runtime/catalog/seal"
 )
 
 // Spec is a component as declared, with its references resolved.
@@ -86,8 +87,15 @@ func (c *Catalog) Open(s Spec) (*Opened, error) {
 		return nil, creation(&s, c.unknownType(&s, kind))
 	}
 	log := c.log.With("component", s.LogName())
+	items, keys := s.Items, (*seal.Keys)(nil)
+	if block.Kind(kind) == block.KindState {
+		var err error
+		if items, keys, err = seal.Take(s.Items); err != nil {
+			return nil, initFailure(&s, err)
+		}
+	}
 	config := part.Config()
-	found := conf.Decode(s.Items, config, conf.Also(conf.ServiceKeys(kind)...))
+	found := conf.Decode(items, config, conf.Also(conf.ServiceKeys(kind)...))
 	for _, w := range found.Warnings() {
 		log.Warn("component metadata: " + w.String())
 	}
@@ -97,6 +105,10 @@ func (c *Catalog) Open(s Spec) (*Opened, error) {
 	comp, err := part.Open(c.env(s.Name, log), config)
 	if err != nil {
 		return nil, initFailure(&s, err)
+	}
+	if store, ok := comp.(block.State); ok && keys != nil {
+		comp = keys.Wrap(store)
+		log.Info("values of this state store are encrypted; new ones with the key of secret " + keys.Name())
 	}
 	info := Info{Name: s.Name, Type: s.Type, Version: s.Version, Raw: rawItems(s.Items), Capabilities: Capabilities(comp)}
 	if out, ok := comp.(block.Output); ok {

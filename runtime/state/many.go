@@ -120,10 +120,14 @@ func readAll(ctx context.Context, name string, store block.State, full []string,
 		if len(items) != len(full) {
 			return fault.New("state.GetMany", fault.Internal, "state store %s answered %d items to %d keys", name, len(items), len(full))
 		}
+		var first error
 		for i := range results {
-			results[i] = Result{StateItem: items[i]}
+			results[i] = Result{StateItem: items[i], Err: items[i].Err}
+			if first == nil {
+				first = items[i].Err
+			}
 		}
-		return nil
+		return first
 	}
 	each(len(full), parallelism, func(i int) {
 		if r := &results[i]; r.Err != nil {

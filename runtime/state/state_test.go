@@ -92,6 +92,7 @@ type batchStore struct {
 	*store
 	batches int
 	err     error
+	lost    string // this key alone cannot be read
 }
 
 func (b *batchStore) GetMany(ctx context.Context, keys []string, o block.StateRead) ([]block.StateItem, error) {
@@ -101,7 +102,9 @@ func (b *batchStore) GetMany(ctx context.Context, keys []string, o block.StateRe
 	}
 	out := make([]block.StateItem, len(keys))
 	for i, k := range keys {
-		out[i], _ = b.Get(ctx, k, o)
+		if out[i], _ = b.Get(ctx, k, o); k == b.lost {
+			out[i] = block.StateItem{Key: k, Err: fault.New("t", fault.Lost, "damaged")}
+		}
 	}
 	return out, nil
 }
@@ -356,6 +359,22 @@ func TestGetMany(t *testing.T) {
 		b.err = fault.New("t", fault.Unavailable, "down")
 		_, err = s.GetMany(t.Context(), "st", []string{"a", "b"}, state.ReadOptions{}, 0)
 		wantFault(t, err, fault.Unavailable, "", "down")
+	})
+	t.Run("native, one item that cannot be read", func(t *testing.T) {
+		b := &batchStore{store: newStore(), lost: "shop||b"}
+		s, rec := open(t, b, nil, nil)
+		got, err := s.GetMany(t.Context(), "st", []string{"a", "b", "c"}, state.ReadOptions{}, 0)
+		if err != nil || len(got) != 3 {
+			t.Fatalf("GetMany = %+v, %v", got, err)
+		}
+		for i, want := range []bool{false, true, false} {
+			if (got[i].Err != nil) != want || got[i].Key != string("abc"[i]) {
+				t.Errorf("result %d = %+v, want an error: %v", i, got[i], want)
+			}
+		}
+		if want := []string{"st bulk_get false"}; !cmp.Equal(rec.got, want) {
+			t.Errorf("recorded %v, want %v", rec.got, want)
+		}
 	})
 	t.Run("illegal key refuses all", func(t *testing.T) {
 		s, _ := open(t, newStore(), nil, nil)
