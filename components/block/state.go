@@ -44,6 +44,9 @@ type StateItem struct {
 type StateWrite struct {
 	Key   string
 	Value []byte
+	// JSON says that the value is JSON text, to a store that can look into it. Such a store may
+	// give it back in another spelling of the same.
+	JSON bool
 	// ETag, when not empty, makes the write conditional on the stored version; a missing key
 	// does not match.
 	ETag string

@@ -354,6 +354,9 @@ func Capabilities(comp block.Component) []string {
 		if _, ok := comp.(block.StateTTL); ok {
 			caps = append(caps, "TTL")
 		}
+		if q, ok := comp.(block.StateQuery); ok && q.Queries() {
+			caps = append(caps, "QUERY_API")
+		}
 		if tx {
 			caps = append(caps, "ACTOR")
 		}

@@ -221,7 +221,7 @@ var setting = writing[block.StateWrite]{
 	one:   func(ctx context.Context, s block.State, w *block.StateWrite) error { return s.Set(ctx, *w) },
 	batch: block.StateBatch.SetMany,
 	shadow: func(w block.StateWrite) block.StateWrite {
-		return block.StateWrite{Key: strings.Clone(w.Key), Value: bytes.Clone(w.Value), Strong: w.Strong, TTL: w.TTL}
+		return block.StateWrite{Key: strings.Clone(w.Key), Value: bytes.Clone(w.Value), JSON: w.JSON, Strong: w.Strong, TTL: w.TTL}
 	},
 }
 

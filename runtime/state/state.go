@@ -5,10 +5,10 @@
 //
 // It leaves to the edges: parsing bodies, choosing status codes, quoting values. It leaves to
 // the backends: storing bytes. Values are opaque bytes here, with one exception: an item whose
-// metadata says contentType application/json must hold valid JSON.
+// metadata says contentType application/json must hold valid JSON, and its store is told so.
 //
 // Start at Service. Keys and their prefixes are in keys.go, the reading of items in items.go,
-// requests of several items in many.go, transactions in transact.go, their outbox in outbox.go.
+// requests of several items in many.go, transactions in transact.go, their outbox in outbox.go, queries in query.go.
 //
 // # Errors
 //
@@ -27,6 +27,7 @@
 //	Invalid,    fault.TooManyOps       more steps than the store takes; the cause is *LimitError
 //	Unsupported, fault.NoTransactions  the store has no transactions
 //	Unsupported, fault.NoQuery         the store cannot be queried
+//	Invalid,    BadQuery               a query that cannot be read
 //	Conflict                           an etag or first-write did not hold
 //	BadEtag                            the etag cannot be this store's
 //
@@ -50,6 +51,7 @@ const (
 	BadOption fault.Reason = "bad_option"
 	BadValue  fault.Reason = "bad_value"
 	BadPrefix fault.Reason = "bad_key_prefix"
+	BadQuery  fault.Reason = "bad_query"
 )
 
 // Recorder counts store operations. operation is one of get, set, delete, bulk_get,
@@ -149,16 +151,6 @@ func (s *Service) Delete(ctx context.Context, store string, item Item) error {
 	})
 	s.record(store, "delete", start, err)
 	return err
-}
-
-// Query refuses: no store here has a query language, and a prefix scan is not one. The store
-// is looked up first, so that an unknown name gets its own error.
-func (s *Service) Query(_ context.Context, store string, _ []byte) error {
-	if _, err := s.stores.Lookup(store); err != nil {
-		return err
-	}
-	return fault.New("state.Query", fault.Unsupported,
-		"state store %s doesn't support querying", store).With(fault.NoQuery)
 }
 
 // ItemMetadata is what a read reports beside value and etag: ttlExpireTime (RFC 3339, UTC,

@@ -261,7 +261,7 @@ func TestUnknownStore(t *testing.T) {
 		"delete":     func(s *state.Service) error { return s.Delete(ctx, "x", state.Item{}) },
 		"deleteMany": func(s *state.Service) error { return s.DeleteMany(ctx, "x", nil) },
 		"transact":   func(s *state.Service) error { return s.Transact(ctx, "x", nil) },
-		"query":      func(s *state.Service) error { return s.Query(ctx, "x", []byte("{")) },
+		"query":      func(s *state.Service) error { _, err := s.Query(ctx, "x", []byte("{")); return err },
 		"check":      func(s *state.Service) error { return s.Check("x") },
 	}
 	for name, f := range calls {
@@ -275,7 +275,8 @@ func TestUnknownStore(t *testing.T) {
 func TestUnsupported(t *testing.T) {
 	s, _ := open(t, newStore(), nil, nil)
 	wantFault(t, s.Transact(t.Context(), "st", []state.Operation{{Operation: "bogus"}}), fault.Unsupported, fault.NoTransactions, "state store st doesn't support transactions")
-	wantFault(t, s.Query(t.Context(), "st", []byte("{")), fault.Unsupported, fault.NoQuery, "state store st doesn't support querying")
+	_, err := s.Query(t.Context(), "st", []byte("{"))
+	wantFault(t, err, fault.Unsupported, fault.NoQuery, "state store st doesn't support querying")
 }
 
 func TestWriteOptions(t *testing.T) {
@@ -288,7 +289,7 @@ func TestWriteOptions(t *testing.T) {
 	}
 	want := []block.StateWrite{
 		{Key: "shop||a", Value: []byte("1"), ETag: "7", FirstWrite: true, Strong: true, TTL: time.Minute},
-		{Key: "shop||b", Value: []byte(`{"x":1}`)},
+		{Key: "shop||b", Value: []byte(`{"x":1}`), JSON: true},
 		{Key: "shop||c"},
 	}
 	for _, item := range items {

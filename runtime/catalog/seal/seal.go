@@ -218,6 +218,6 @@ func (s *sealed) Delete(ctx context.Context, d block.StateDelete) error {
 
 // write is a write with its value sealed.
 func (s *sealed) write(w block.StateWrite) block.StateWrite {
-	w.Value = s.keys.close(w.Value)
+	w.Value, w.JSON = s.keys.close(w.Value), false
 	return w
 }

@@ -313,6 +313,33 @@ func TestCallersSlices(t *testing.T) {
 	}
 }
 
+// looking is a store with queries, that notes what is written as JSON.
+type looking struct {
+	block.State
+	json bool
+}
+
+func (l *looking) Queries() bool { return true }
+func (l *looking) Query(context.Context, block.StateSearch) (block.StateFound, error) {
+	return block.StateFound{}, nil
+}
+func (l *looking) Set(ctx context.Context, w block.StateWrite) error {
+	l.json = w.JSON
+	return l.State.Set(ctx, w)
+}
+
+// There is nothing to look into.
+func TestNoQueries(t *testing.T) {
+	inner := &looking{State: open(t)}
+	s := take(t, primary("a", key128)).Wrap(inner)
+	if _, ok := s.(block.StateQuery); ok {
+		t.Error("an encrypted store offers queries")
+	}
+	if err := s.Set(t.Context(), block.StateWrite{Key: "k", Value: []byte("{}"), JSON: true}); err != nil || inner.json {
+		t.Errorf("what is encrypted is called JSON: %v, %v", inner.json, err)
+	}
+}
+
 // Stores with every set of abilities.
 type (
 	plain struct{ block.State }
