@@ -241,7 +241,7 @@ func newState(env block.Env, c *ConnConfig, invalid error, l *layout, cleanup ti
 	s.open(p, c.Timeout)
 	s.cleaner = sqlstate.Cleaner{Every: cleanup, Claim: s.claim, Remove: s.remove, Log: env.Log}
 	if l.search != "" {
-		return &jsonState{s}, nil
+		return &jsonState{s, maxFound}, nil
 	}
 	return s, nil
 }

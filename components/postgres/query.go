@@ -15,9 +15,11 @@ import (
 var _ block.StateQuery = (*jsonState)(nil)
 
 // jsonState is a store whose values the server can look into.
-type jsonState struct{ *state }
+type jsonState struct {
+	*state
+	most int // bytes of keys and values in the answer to one query
+}
 
-// maxFound bounds the answer to one query, in bytes of keys and values.
 const maxFound = 64 << 20
 
 // Queries implements block.StateQuery.
@@ -54,8 +56,8 @@ func (s *jsonState) Query(ctx context.Context, q block.StateSearch) (block.State
 			if item.Err = err; err != nil && fault.Of(err) != fault.Lost {
 				return err
 			}
-			if size += len(item.Key) + len(item.Value) + 100; size > maxFound {
-				return fault.New(op, fault.TooLarge, "more than %d MiB match; ask for less with a filter or page.limit", maxFound>>20)
+			if size += len(item.Key) + len(item.Value) + 100; size > s.most {
+				return fault.New(op, fault.TooLarge, "more than %d MiB match; ask for less with a filter or page.limit", s.most>>20)
 			}
 			out.Items = append(out.Items, item)
 		}

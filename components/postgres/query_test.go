@@ -12,6 +12,7 @@ import (
 
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/components/postgres"
 	"github.com/mecha-project/mecha/test/servers"
 )
 
@@ -292,14 +293,35 @@ func TestQueryTooLarge(t *testing.T) {
 	port := servers.Postgres(t).Port
 	s := open(t, "v1", at(port)...)
 	setJSON(t, s, "app||0", `{"n":0}`)
-	run(t, sqlConn(t, port), `INSERT INTO state (key, value, isbinary) SELECT 'app||' || i, jsonb_build_object('n', i, 'x', repeat('x', 1000000)), false FROM generate_series(1, 70) i`)
+	run(t, sqlConn(t, port), `INSERT INTO state (key, value, isbinary) SELECT 'app||' || i, jsonb_build_object('n', i, 'x', repeat('x', 10000)), false FROM generate_series(1, 70) i`)
+	postgres.Limit(s, 512<<10)
 	_, err := s.(block.StateQuery).Query(t.Context(), app(nil))
 	if fault.Of(err) != fault.TooLarge || !strings.Contains(err.Error(), "page.limit") {
-		t.Errorf("an answer of 70 MB: %v", err)
+		t.Errorf("an answer of 700 kB: %v", err)
 	}
 	q := app(nil)
 	q.Limit = 10
 	if keys, token := find(t, s, q); len(keys) != 10 || token != "10" {
 		t.Errorf("a page of it: %v %q", keys, token)
 	}
+}
+
+// FuzzStatement: nothing that comes from outside becomes part of a statement.
+func FuzzStatement(f *testing.F) {
+	f.Add("state", "CA", "app||", "7")
+	f.Add("a' OR 'x", "'; DROP TABLE state; --", "$1", "1e5")
+	f.Fuzz(func(t *testing.T, path, value, prefix, number string) {
+		build := func(path, value, prefix, number string) string {
+			p := strings.Split(path, ".")
+			return postgres.Statement(&block.StateSearch{Prefix: prefix, Apart: value, Limit: 3, Sort: []block.StateOrder{{Path: p, Desc: true}},
+				Filter: join("OR", &filter{Op: "EQ", Path: p, Values: []any{value}}, &filter{Op: "IN", Path: p, Values: []any{value, num(number), nil}},
+					&filter{Op: "GT", Path: p, Values: []any{num(number)}})})
+		}
+		if value == "" {
+			return // Apart is another statement then
+		}
+		if got, want := build(path, value, prefix, number), build("a", "b", "c", "1"); got != want {
+			t.Errorf("%s\nwant %s", got, want)
+		}
+	})
 }
