@@ -150,6 +150,9 @@ func State(op StateOp, store, appID string, err error) *Error {
 	}
 	row := Row{string(op), 500, codes.Internal, string(op)}
 	switch {
+	case op == StateQuery:
+		row.Info = "DAPR_STATE_QUERY_FAILED"
+		return &Error{Row: row, Message: "failed query in state store " + store + ": " + err.Error(), Resource: res}
 	case op == StateTransaction:
 		// Always 500/Internal, even for an etag mismatch: as Dapr has it.
 	case fault.Of(err) == fault.Conflict:

@@ -32,6 +32,7 @@ type stateService struct {
 	ops     []state.Operation
 	item    block.StateItem
 	results []state.Result
+	query   string
 	err     error
 }
 
@@ -67,9 +68,9 @@ func (s *stateService) Transact(_ context.Context, store string, ops []state.Ope
 	return s.err
 }
 
-func (s *stateService) Query(_ context.Context, store string, _ []byte) error {
-	s.store = store
-	return s.err
+func (s *stateService) Query(_ context.Context, store string, query []byte) (state.Found, error) {
+	s.store, s.query = store, string(query)
+	return state.Found{Results: s.results, Token: "5"}, s.err
 }
 
 var firstStrong = &commonv1.StateOptions{Concurrency: commonv1.StateOptions_CONCURRENCY_FIRST_WRITE, Consistency: commonv1.StateOptions_CONSISTENCY_STRONG}
@@ -157,6 +158,20 @@ func TestStateFailures(t *testing.T) {
 	k := newKit(t, grpcapi.Options{State: &stateService{err: fault.New("op", fault.Unsupported, "x").With(fault.NoQuery)}})
 	if _, err := k.QueryStateAlpha1(within(t), &runtimev1.QueryStateRequest{StoreName: "s"}); status.Code(err) != codes.Internal || info(t, err).Reason != "DAPR_STATE_QUERYING_NOT_SUPPORTED" {
 		t.Errorf("a query: %v", err)
+	}
+}
+
+func TestStateQuery(t *testing.T) {
+	s := &stateService{results: []state.Result{{StateItem: block.StateItem{Key: "a", Exists: true, Value: []byte(`{"a": 1}`), ETag: "7"}}, {StateItem: block.StateItem{Key: "b"}, Err: errors.New("damaged")}}}
+	k := newKit(t, grpcapi.Options{State: s})
+	got, err := k.QueryStateAlpha1(within(t), &runtimev1.QueryStateRequest{StoreName: "s", Query: `{"filter": {}}`})
+	want := &runtimev1.QueryStateResponse{Token: "5", Results: []*runtimev1.QueryStateItem{{Key: "a", Data: []byte(`{"a": 1}`), Etag: "7"}, {Key: "b", Error: "damaged"}}}
+	if err != nil || !proto.Equal(got, want) || s.query != `{"filter": {}}` || s.store != "s" {
+		t.Errorf("%v, %v; want %v; asked %q", got, err, want, s.query)
+	}
+	s.err = fault.New("op", fault.Invalid, "failed to parse the query: x").With(state.BadQuery)
+	if _, err := k.QueryStateAlpha1(within(t), &runtimev1.QueryStateRequest{StoreName: "s"}); status.Code(err) != codes.Internal || info(t, err).Reason != "DAPR_STATE_QUERY_FAILED" {
+		t.Errorf("a bad query: %v", err)
 	}
 }
 

@@ -24,7 +24,7 @@ type State interface {
 	Delete(ctx context.Context, store string, item state.Item) error
 	DeleteMany(ctx context.Context, store string, items []state.Item) error
 	Transact(ctx context.Context, store string, ops []state.Operation) error
-	Query(ctx context.Context, store string, query []byte) error
+	Query(ctx context.Context, store string, query []byte) (state.Found, error)
 }
 
 func (s *Server) stateFailure(op apierr.StateOp, store string, err error) error {
@@ -138,10 +138,22 @@ func (s *Server) ExecuteStateTransaction(ctx context.Context, in *runtimev1.Exec
 	return &emptypb.Empty{}, nil
 }
 
-// QueryStateAlpha1 is refused: no store here can be queried.
+// QueryStateAlpha1 finds items by what is in their values, on stores that can.
 func (s *Server) QueryStateAlpha1(ctx context.Context, in *runtimev1.QueryStateRequest) (*runtimev1.QueryStateResponse, error) {
-	if err := s.o.State.Query(ctx, in.GetStoreName(), []byte(in.GetQuery())); err != nil {
+	found, err := s.o.State.Query(ctx, in.GetStoreName(), []byte(in.GetQuery()))
+	if err != nil {
 		return nil, s.stateFailure(apierr.StateQuery, in.GetStoreName(), err)
 	}
-	return &runtimev1.QueryStateResponse{}, nil
+	out := &runtimev1.QueryStateResponse{Token: found.Token, Results: make([]*runtimev1.QueryStateItem, len(found.Results))}
+	for i := range found.Results {
+		r := &found.Results[i]
+		item := &runtimev1.QueryStateItem{Key: r.Key}
+		if r.Err != nil {
+			item.Error = r.Err.Error()
+		} else {
+			item.Data, item.Etag = r.Value, r.ETag
+		}
+		out.Results[i] = item
+	}
+	return out, nil
 }

@@ -41,8 +41,8 @@ func TestStateSave(t *testing.T) {
 	}
 	ttl := map[string]string{"ttlInSeconds": "9"}
 	want := []state.Item{
-		{Key: "a", Value: []byte(`{"x":[1, 2]}`), ETag: "7", Metadata: map[string]string{"ttlInSeconds": "9", "s": "t", "b": "true"}, Concurrency: "first-write", Consistency: "strong"},
-		{Key: "b", Value: []byte("null"), Metadata: ttl}, {Key: "c", Value: []byte("null"), Metadata: ttl}, {Key: "d", Value: []byte(`"text"`), Metadata: ttl}}
+		{Key: "a", Value: []byte(`{"x":[1, 2]}`), JSON: true, ETag: "7", Metadata: map[string]string{"ttlInSeconds": "9", "s": "t", "b": "true"}, Concurrency: "first-write", Consistency: "strong"},
+		{Key: "b", Value: []byte("null"), JSON: true, Metadata: ttl}, {Key: "c", Value: []byte("null"), JSON: true, Metadata: ttl}, {Key: "d", Value: []byte(`"text"`), JSON: true, Metadata: ttl}}
 	if d := cmp.Diff(want, k.state.items); d != "" {
 		t.Errorf("the query wins over the item (-want +got):\n%s", d)
 	}
@@ -68,7 +68,7 @@ func TestStateDeleteAndTransaction(t *testing.T) {
 	if x := k.do("POST", "/v1.0/state/s/transaction", `{"operations":[{"operation":"upsert","request":{"key":"a","value":1}},{"operation":"delete","request":{"key":"b"}}],"metadata":{"x":"y"}}`); x.Status != 204 {
 		t.Fatalf("%d %s", x.Status, x.Out)
 	}
-	want := []state.Operation{{Operation: "upsert", Item: state.Item{Key: "a", Value: []byte("1")}}, {Operation: "delete", Item: state.Item{Key: "b", Value: []byte("null")}}}
+	want := []state.Operation{{Operation: "upsert", Item: state.Item{Key: "a", Value: []byte("1"), JSON: true}}, {Operation: "delete", Item: state.Item{Key: "b", Value: []byte("null"), JSON: true}}}
 	if d := cmp.Diff(want, k.state.ops); d != "" {
 		t.Errorf("transaction (-want +got):\n%s", d)
 	}
@@ -85,6 +85,27 @@ func TestStateBulkGet(t *testing.T) {
 	golden(t, "bulk_get.json", string(x.Out))
 	if x.Status != 200 || k.state.par != 2 || len(k.state.keys) != 4 || k.state.opts.Consistency != "strong" {
 		t.Errorf("%d, asked for %v by %d", x.Status, k.state.keys, k.state.par)
+	}
+}
+
+func TestStateQuery(t *testing.T) {
+	k := newKit()
+	k.state.results = []state.Result{{StateItem: block.StateItem{Key: "a", Exists: true, Value: []byte(`{"a": 1}`), ETag: "7", Expires: time.Now()}},
+		{StateItem: block.StateItem{Key: "b", Exists: true, Value: []byte("bytes"), ETag: "8"}}, {StateItem: block.StateItem{Key: "c"}, Err: errors.New("damaged")}}
+	for _, verb := range []string{"POST", "PUT"} {
+		x := k.do(verb, "/v1.0-alpha1/state/s/query?metadata.x=y", `{"filter":{"EQ":{"a":1}}}`)
+		want := `{"results":[{"key":"a","data":{"a":1},"etag":"7"},{"key":"b","data":"bytes","etag":"8"},{"key":"c","error":"damaged"}],"token":"5"}`
+		if x.Status != 200 || string(x.Out) != want || k.state.query != `{"filter":{"EQ":{"a":1}}}` || k.state.store != "s" {
+			t.Errorf("%s: %d %s; want %s; asked %q", verb, x.Status, x.Out, want, k.state.query)
+		}
+	}
+	k.state.results = nil
+	if x := k.do("POST", "/v1.0-alpha1/state/s/query", `{}`); x.Status != 204 || len(x.Out) > 0 {
+		t.Errorf("nothing found: %d %s", x.Status, x.Out)
+	}
+	k.state.check = fault.New("op", fault.NotFound, "x").With(fault.NoSuchComponent)
+	if x := k.do("POST", "/v1.0-alpha1/state/s/query", `{`); x.Status != 400 || !strings.Contains(string(x.Out), "ERR_STATE_STORE_NOT_FOUND") {
+		t.Errorf("an unknown store: %d %s", x.Status, x.Out)
 	}
 }
 
@@ -111,6 +132,7 @@ func TestErrorBodies(t *testing.T) {
 		{"transaction, unknown operation", "POST", "/v1.0/state/s/transaction", "{}", because(fault.Invalid, fault.BadOperation)},
 		{"transaction, conflict", "POST", "/v1.0/state/s/transaction", "{}", because(fault.Conflict, "")},
 		{"query", "POST", "/v1.0-alpha1/state/s/query", "{}", because(fault.Unsupported, fault.NoQuery)},
+		{"query, malformed", "POST", "/v1.0-alpha1/state/s/query", "{", because(fault.Invalid, state.BadQuery)},
 	} {
 		k := newKit()
 		k.state.err = tt.err

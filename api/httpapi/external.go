@@ -41,6 +41,23 @@ func (e *External) Close() {
 	clear(e.clients)
 }
 
+// Forget drops the connections of an endpoint that share nothing with others: those with TLS
+// settings of its own. Calls in progress end first.
+func (e *External) Forget(to invoke.Endpoint) {
+	cfg, ok := to.TLS.(*tls.Config)
+	if !ok {
+		return // its connections are their origin's; they end when they are idle
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for k, c := range e.clients {
+		if k.tls == cfg {
+			c.Close()
+			delete(e.clients, k)
+		}
+	}
+}
+
 const opExternal fault.Op = "httpapi.external"
 
 // Invoke sends the request to the endpoint's base URL with the method path appended.

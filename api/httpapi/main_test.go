@@ -46,6 +46,7 @@ type stateService struct {
 	ops        []state.Operation
 	item       block.StateItem
 	results    []state.Result
+	query      string
 	check, err error
 }
 
@@ -76,9 +77,9 @@ func (s *stateService) Transact(_ context.Context, store string, ops []state.Ope
 	return s.err
 }
 
-func (s *stateService) Query(_ context.Context, store string, _ []byte) error {
-	s.store = store
-	return s.err
+func (s *stateService) Query(_ context.Context, store string, query []byte) (state.Found, error) {
+	s.store, s.query = store, string(query)
+	return state.Found{Results: s.results, Token: "5"}, s.err
 }
 
 // publisher keeps what it was asked.

@@ -19,7 +19,7 @@ type State interface {
 	Set(ctx context.Context, store string, items []state.Item) error
 	Delete(ctx context.Context, store string, item state.Item) error
 	Transact(ctx context.Context, store string, ops []state.Operation) error
-	Query(ctx context.Context, store string, query []byte) error
+	Query(ctx context.Context, store string, query []byte) (state.Found, error)
 }
 
 // stateItem is one element of a save, and the request of a transaction step.
@@ -36,7 +36,7 @@ type stateItem struct {
 
 // item turns a wire item into the service's. Query metadata override the item's own.
 func (i *stateItem) item(query map[string]string) state.Item {
-	it := state.Item{Key: i.Key, Value: i.Value, Concurrency: i.Options.Concurrency, Consistency: i.Options.Consistency}
+	it := state.Item{Key: i.Key, Value: i.Value, JSON: true, Concurrency: i.Options.Concurrency, Consistency: i.Options.Consistency}
 	if i.Value == nil {
 		it.Value = []byte("null")
 	}
@@ -184,12 +184,40 @@ func (s *Server) stateTransaction(r *Request, a args) {
 	r.Empty()
 }
 
+// stateQuery passes the body on as it is: whether the store can be queried at all is judged first.
 func (s *Server) stateQuery(r *Request, a args) {
-	if err := s.o.State.Query(r.Context(), a[0], nil); err != nil {
+	if err := s.o.State.Check(a[0]); err != nil {
 		r.failState(apierr.StateQuery, a[0], err)
 		return
 	}
-	r.Empty()
+	body, err := r.Body()
+	if err != nil {
+		r.Fail(apierr.MalformedRequest.Because("failed deserializing HTTP body: " + err.Error()))
+		return
+	}
+	found, err := s.o.State.Query(r.Context(), a[0], body)
+	switch {
+	case err != nil:
+		r.failState(apierr.StateQuery, a[0], err)
+		return
+	case len(found.Results) == 0:
+		r.Empty()
+		return
+	}
+	out := struct {
+		Results []bulkResult `json:"results"`
+		Token   string       `json:"token,omitempty"`
+	}{make([]bulkResult, len(found.Results)), found.Token}
+	for i := range found.Results {
+		out.Results[i] = bulkItem(&found.Results[i])
+		out.Results[i].Metadata = nil // a query's answer has none for its items
+	}
+	b, err := json.Marshal(out)
+	if err != nil {
+		r.failState(apierr.StateQuery, a[0], err)
+		return
+	}
+	r.JSON(200, b)
 }
 
 // stateBody looks the store up and then parses the body: an unknown store wins over malformed

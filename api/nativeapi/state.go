@@ -44,7 +44,11 @@ func (s *stateServer) Scan(ctx context.Context, in *mechav1.ScanRequest) (*mecha
 }
 
 func stateItem(it block.StateItem) *mechav1.StateItem {
-	return &mechav1.StateItem{Key: it.Key, Value: it.Value, Etag: it.ETag, Expires: moment(it.Expires)}
+	out := &mechav1.StateItem{Key: it.Key, Value: it.Value, Etag: it.ETag, Expires: moment(it.Expires)}
+	if it.Err != nil {
+		out.Error = it.Err.Error()
+	}
+	return out
 }
 
 // Watch tells of changes until the caller ends it.
@@ -54,7 +58,7 @@ func (s *stateServer) Watch(in *mechav1.WatchRequest, out grpc.ServerStreamingSe
 	}, func(items []block.StateItem) error {
 		changes := make([]*mechav1.StateChange, len(items))
 		for i, it := range items {
-			changes[i] = &mechav1.StateChange{Item: stateItem(it), Removed: !it.Exists}
+			changes[i] = &mechav1.StateChange{Item: stateItem(it), Removed: !it.Exists && it.Err == nil}
 		}
 		return out.Send(&mechav1.WatchResponse{Changes: changes})
 	})

@@ -38,6 +38,7 @@ var rules = []rule{
 	{"runtime/policy/limit/lru", "", "a table with a bound; its users decide what is in it"},
 	{"runtime/policy/*", "runtime/policy/limit/lru", "an algorithm knows no call, and no other algorithm"},
 	{"runtime/catalog", "runtime/call runtime/identity components/block components/conf components/fault", "the catalog holds instances of contracts, not of products"},
+	{"runtime/catalog/seal", "components/block components/conf components/fault", "it encrypts what a contract carries, whatever the product"},
 	{"runtime/app", "runtime/call components/fault", "the app is a callee like any other"},
 	{"runtime/pubsub", "runtime/app runtime/call runtime/catalog runtime/identity components/block components/fault components/conf", "services decide; edges and backends are others' business"},
 	{"runtime/outbox", "runtime/call runtime/catalog runtime/identity runtime/pubsub runtime/state components/block components/fault", "it joins two services so that neither knows the other"},

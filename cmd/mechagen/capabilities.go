@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -52,6 +53,7 @@ var abilities = []struct {
 		{"transactions", "StateTx", transactions},
 		offers[block.StateTTL]("time to live"),
 		offers[block.StateBatch]("several keys in one exchange"),
+		{"query", "StateQuery", queries},
 		offers[block.StateScan]("scan"),
 		offers[block.StateWatch]("watch"),
 		offers[block.StateFence]("fenced transactions"),
@@ -92,6 +94,13 @@ var abilities = []struct {
 		offers[block.Registrar]("instances announce themselves"),
 		offers[block.RegistryWatcher]("tells of changes"),
 	}},
+}
+
+func queries(c block.Component) string {
+	if q, ok := c.(block.StateQuery); ok && q.Queries() {
+		return yes
+	}
+	return no
 }
 
 func transactions(c block.Component) string {
@@ -136,6 +145,11 @@ func capabilities(all []block.Backend, root string) (string, error) {
 		"the examples of their READMEs, set them up; what another set-up takes away (a Redis cluster keeps transactions to\n" +
 		"one hash slot) is in the README. `make conformance` runs each block's suite on every backend.\n" +
 		"Whether a store of configuration can list its keys no interface tells: the suite finds out.\n")
+	leave, err := somewhere()
+	if err != nil {
+		return "", err
+	}
+	defer leave()
 	var errs []error
 	for _, t := range abilities {
 		rows, err := rowsOf(all, root, t.kind, t.columns)
@@ -151,6 +165,34 @@ func capabilities(all []block.Backend, root string) (string, error) {
 		fmt.Fprintf(&b, "\n|---|%s\n%s", strings.Repeat("---|", len(t.columns)), strings.Join(rows, ""))
 	}
 	return b.String(), errors.Join(errs...)
+}
+
+// somewhere makes a place in which components open that look around where they run, until leave is
+// called: it has a Kubernetes cluster that nobody asks.
+func somewhere() (leave func(), err error) {
+	dir, err := os.MkdirTemp("", "mechagen")
+	if err != nil {
+		return nil, err
+	}
+	const cluster = "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{name: c, context: {cluster: c, user: u}}]\n" +
+		"clusters: [{name: c, cluster: {server: 'https://kubernetes.invalid'}}]\nusers: [{name: u, user: {token: t}}]\n"
+	path := filepath.Join(dir, "config")
+	if err := os.WriteFile(path, []byte(cluster), 0o600); err != nil {
+		return nil, err
+	}
+	const variable = "KUBECONFIG"
+	was, set := os.LookupEnv(variable)
+	if err := os.Setenv(variable, path); err != nil {
+		return nil, err
+	}
+	return func() {
+		if set {
+			_ = os.Setenv(variable, was)
+		} else {
+			_ = os.Unsetenv(variable)
+		}
+		_ = os.RemoveAll(dir)
+	}, nil
 }
 
 func rowsOf(all []block.Backend, root string, kind block.Kind, columns []ability) ([]string, error) {

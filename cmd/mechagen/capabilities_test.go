@@ -75,6 +75,9 @@ func TestEveryAbilityHasAColumn(t *testing.T) {
 			if !ok || !spec.Name.IsExported() || isBlock(i) {
 				return true
 			}
+			if spec.Name.Name == "StandsFor" { // says whom to ask, not what can be done
+				return true
+			}
 			seen++
 			if !known[spec.Name.Name] {
 				t.Errorf("block.%s has no column: add it to abilities in capabilities.go, offers[block.%[1]s](…)", spec.Name.Name)

@@ -1,7 +1,8 @@
 // Package block is the whole of what the house asks of a backend: one contract per
 // building block, the value types they exchange, and the form in which a backend
 // registers its parts. It is meant to be read in one sitting; start here, then read
-// state.go, pubsub.go, configuration.go, lock.go, secret.go, binding.go, cache.go or registry.go.
+// state.go (and query.go), pubsub.go, configuration.go, lock.go, secret.go, binding.go, cache.go or
+// registry.go.
 //
 // A backend translates between a contract and its product's client library. It does not
 // retry, log per request, measure, cache or decide: layers above do, once for all backends.

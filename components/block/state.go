@@ -35,12 +35,18 @@ type StateItem struct {
 	ETag string
 	// Expires is when the item ends; zero means never, or unknown to the store.
 	Expires time.Time
+	// Err, of an item among others (GetMany, Scan, Watch), is why this one cannot be read; then
+	// nothing else but Key is set.
+	Err error
 }
 
 // StateWrite is one write.
 type StateWrite struct {
 	Key   string
 	Value []byte
+	// JSON says that the value is JSON text, to a store that can look into it. Such a store may
+	// give it back in another spelling of the same.
+	JSON bool
 	// ETag, when not empty, makes the write conditional on the stored version; a missing key
 	// does not match.
 	ETag string
@@ -70,7 +76,8 @@ type StateOp struct {
 // StateBatch is offered by stores that read or write several keys in one exchange. Batches
 // are not atomic.
 type StateBatch interface {
-	// GetMany returns one item per key, in the order of keys.
+	// GetMany returns one item per key, in the order of keys. The error is about all of them; an
+	// item that alone cannot be read says so in its Err.
 	GetMany(ctx context.Context, keys []string, opts StateRead) ([]StateItem, error)
 	// SetMany returns nil when all were written, else one error or nil per write.
 	SetMany(ctx context.Context, ws []StateWrite) []error

@@ -23,6 +23,9 @@ type Item struct {
 	// Secret says the value came from a secret store or an equally sensitive place: it is
 	// kept out of every message, whatever the field's type.
 	Secret bool
+	// SecretName is the name of the secret that the value was read from; empty when it came from
+	// elsewhere.
+	SecretName string
 }
 
 // Items makes entries from alternating names and values, for tests and for code that

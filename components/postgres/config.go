@@ -240,5 +240,8 @@ func newState(env block.Env, c *ConnConfig, invalid error, l *layout, cleanup ti
 	s := &state{layout: l, every: cleanup}
 	s.open(p, c.Timeout)
 	s.cleaner = sqlstate.Cleaner{Every: cleanup, Claim: s.claim, Remove: s.remove, Log: env.Log}
+	if l.search != "" {
+		return &jsonState{s, maxFound}, nil
+	}
 	return s, nil
 }

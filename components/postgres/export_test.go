@@ -8,3 +8,12 @@ import (
 
 // SetRecheck makes a store look more often at its table and its connection.
 func SetRecheck(s block.Configuration, d time.Duration) { s.(*configuration).recheck = d }
+
+// Limit lowers what one query of a store may answer, in bytes.
+func Limit(s block.State, most int) { s.(*jsonState).most = most }
+
+// Statement is the text of a query, without its arguments.
+func Statement(q *block.StateSearch) string {
+	var b search
+	return b.statement("SELECT", q, 0)
+}

@@ -1,11 +1,13 @@
 package postgres
 
 import (
+	"bytes"
 	"strconv"
 	"strings"
 
 	"github.com/google/uuid"
 
+	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/components/sqlstate"
 )
@@ -25,6 +27,10 @@ type layout struct {
 	fence               string // key and epoch of 20 digits; changes a row unless its epoch is greater
 	claim, clean        string // milliseconds; number of rows
 
+	// search is the beginning of a query, of all live rows; empty where values cannot be looked
+	// into.
+	search string
+
 	probe  string   // fails while a table or column is missing
 	create []string // makes what is missing
 	// The same for the table of fences, which may be missing until a fence is asked for.
@@ -34,9 +40,9 @@ type layout struct {
 	level                     int    // that version, as create makes it
 	least                     int    // the version of a table that has our columns and no mark
 
-	// encode is a value as an argument, array several of them.
-	encode func([]byte) any
-	array  func([][]byte) any
+	// encode is what is written as an argument, array several of them.
+	encode func(*block.StateOp) any
+	array  func([]*block.StateOp) any
 	// decode reads a value; binary is the mark beside it.
 	decode func(raw []byte, binary bool) ([]byte, error)
 	// etag is the database's form of an etag. ok is false for one it cannot have issued.
@@ -79,20 +85,14 @@ func v2(prefix, meta string) *layout {
 		`CREATE INDEX ON ` + prefix + `state (expires_at)`,
 		l.createFences,
 	}
-	l.encode = func(b []byte) any {
-		if b == nil {
+	value := func(o *block.StateOp) []byte {
+		if o.Value == nil {
 			return []byte{} // nil would be NULL
 		}
-		return b
+		return o.Value
 	}
-	l.array = func(bs [][]byte) any {
-		for i := range bs {
-			if bs[i] == nil {
-				bs[i] = []byte{}
-			}
-		}
-		return bs
-	}
+	l.encode = func(o *block.StateOp) any { return value(o) }
+	l.array = func(ops []*block.StateOp) any { return each(ops, value) }
 	l.decode = func(raw []byte, _ bool) ([]byte, error) { return raw, nil }
 	l.etag, l.badEtag = canonicalUUID, fault.Conflict
 	return l
@@ -105,14 +105,15 @@ func canonicalUUID(etag string) (string, bool) {
 }
 
 // v1 holds values as jsonb, bytes as a JSON string in base64; etags are the numbers of the
-// transactions that wrote the rows.
+// transactions that wrote the rows. Objects and arrays that are declared to be JSON are written as
+// what they are, for queries; everything else as bytes, so a row is binary if it holds a string.
 func v1(table, meta string) *layout {
 	l := statements(meta, "last-cleanup", map[string]string{
 		"{table}": table, "{end}": "expiredate", "{changed}": "updatedate",
 		"{read}": "value::text, isbinary", "{unread}": "''::text, false", "{etag}": "xmin::text",
-		"{columns}": "value, isbinary", "{value}": "$2::text::jsonb, true", "{values}": "b.v::jsonb, true",
+		"{columns}": "value, isbinary", "{value}": "$2::text::jsonb, left($2::text, 1) = '\"'", "{values}": "b.v::jsonb, left(b.v, 1) = '\"'",
 		"{excluded}": "value = excluded.value, isbinary = excluded.isbinary",
-		"{set}":      "value = $2::text::jsonb, isbinary = true", "{setmany}": "value = b.v::jsonb, isbinary = true",
+		"{set}":      "value = $2::text::jsonb, isbinary = left($2::text, 1) = '\"'", "{setmany}": "value = b.v::jsonb, isbinary = left(b.v, 1) = '\"'",
 		"{array}": "text[]",
 	})
 	l.mark, l.level, l.least = "migrations", 2, 2
@@ -127,15 +128,9 @@ func v1(table, meta string) *layout {
 		`ALTER TABLE ` + table + ` ADD COLUMN IF NOT EXISTS expiredate TIMESTAMP WITH TIME ZONE`,
 		l.createFences,
 	}
-	// jsonb keeps the meaning of JSON, not its bytes, so every value is written as bytes.
-	l.encode = func(b []byte) any { return sqlstate.Quoted(b) }
-	l.array = func(bs [][]byte) any {
-		out := make([]string, len(bs))
-		for i, b := range bs {
-			out[i] = sqlstate.Quoted(b)
-		}
-		return out
-	}
+	l.encode = func(o *block.StateOp) any { return document(o) }
+	l.array = func(ops []*block.StateOp) any { return each(ops, document) }
+	l.search = `SELECT key, value::text, isbinary, xmin::text, expiredate FROM ` + table + ` AS t WHERE (t.expiredate IS NULL OR t.expiredate >= now())`
 	l.decode = func(raw []byte, binary bool) ([]byte, error) {
 		if !binary {
 			return raw, nil
@@ -144,6 +139,23 @@ func v1(table, meta string) *layout {
 	}
 	l.etag, l.badEtag = canonicalNumber, fault.BadEtag
 	return l
+}
+
+// document is what is written in a jsonb column: JSON that has something to look into as it is,
+// else the bytes.
+func document(o *block.StateOp) string {
+	if text := bytes.TrimLeft(o.Value, " \t\r\n"); o.JSON && len(text) > 0 && (text[0] == '{' || text[0] == '[') {
+		return string(text)
+	}
+	return sqlstate.Quoted(o.Value)
+}
+
+func each[T any](ops []*block.StateOp, encode func(*block.StateOp) T) []T {
+	out := make([]T, len(ops))
+	for i, o := range ops {
+		out[i] = encode(o)
+	}
+	return out
 }
 
 func canonicalNumber(etag string) (string, bool) {

@@ -3,7 +3,7 @@
 // configuration store over a table that operators write.
 //
 // Start reading at Backend and state.go; layout.go holds what differs between the two table
-// layouts, write.go the writes, setup.go the tables. Configuration is in configuration.go, its
+// layouts, write.go the writes, query.go the queries, setup.go the tables. Configuration is in configuration.go, its
 // changes in follow.go. All blocks share server.go and pool.go, the connections.
 package postgres
 
@@ -11,7 +11,7 @@ import "github.com/mecha-project/mecha/components/block"
 
 const (
 	doc              = "PostgreSQL: tables in a database server."
-	docV1            = "State in PostgreSQL, with the tables of Dapr's version v1: values as jsonb, etags are transaction numbers."
+	docV1            = "State in PostgreSQL, with the tables of Dapr's version v1: values as jsonb, which can be queried, etags are transaction numbers."
 	docConfiguration = "Configuration in a PostgreSQL table, followed by LISTEN."
 	docV2            = "State in PostgreSQL, with the tables of Dapr's version v2: values as bytes, etags are UUIDs."
 )

@@ -110,7 +110,7 @@ func (s *state) GetMany(ctx context.Context, keys []string, _ block.StateRead) (
 		defer rows.Close()
 		for rows.Next() {
 			item, err := s.scan(op, rows)
-			if err != nil {
+			if item.Err = err; err != nil && fault.Of(err) != fault.Lost {
 				return err
 			}
 			found[item.Key] = item
@@ -175,7 +175,7 @@ func (s *state) scan(op fault.Op, row pgx.Row) (block.StateItem, error) {
 	}
 	var err error
 	if item.Value, err = s.layout.decode(raw, binary); err != nil {
-		return block.StateItem{}, fault.New(op, fault.Lost, "the stored value of key %q cannot be read", item.Key).Because(err)
+		return block.StateItem{Key: item.Key}, fault.New(op, fault.Lost, "the stored value of key %q cannot be read", item.Key).Because(err)
 	}
 	return item, nil
 }

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -13,7 +14,25 @@ import (
 
 // Set writes one key.
 func (s *state) Set(ctx context.Context, w block.StateWrite) error {
-	return s.one(ctx, "postgres.state.Set", &block.StateOp{StateWrite: w})
+	return s.fitting(ctx, "postgres.state.Set", block.StateOp{StateWrite: w})
+}
+
+// fitting performs a single operation; a value that the server refuses as JSON is written as bytes.
+func (s *state) fitting(ctx context.Context, op fault.Op, o block.StateOp) error {
+	err := s.one(ctx, op, &o)
+	if o.JSON && unfit(err) {
+		o.JSON = false
+		err = s.one(ctx, op, &o)
+	}
+	return err
+}
+
+// unfit tells whether the server refuses a value as JSON of its own: it has no NUL, its numbers and
+// its depth have limits, and its encoding may lack letters. Such a value is written as bytes.
+// Nothing has happened then.
+func unfit(err error) bool {
+	code := sqlState(err)
+	return strings.HasPrefix(code, "22") && code != "22012" || strings.HasPrefix(code, "54") && code != "54000"
 }
 
 // Delete removes one key.
@@ -50,11 +69,11 @@ func (s *state) statement(op fault.Op, o *block.StateOp) (string, []any, error) 
 	case o.Delete:
 		return l.del, []any{o.Key}, nil
 	case o.ETag != "":
-		return l.update, []any{o.Key, l.encode(o.Value), life(o), etag}, nil
+		return l.update, []any{o.Key, l.encode(o), life(o), etag}, nil
 	case o.FirstWrite:
-		return l.first, []any{o.Key, l.encode(o.Value), life(o)}, nil
+		return l.first, []any{o.Key, l.encode(o), life(o)}, nil
 	}
-	return l.put, []any{o.Key, l.encode(o.Value), life(o)}, nil
+	return l.put, []any{o.Key, l.encode(o), life(o)}, nil
 }
 
 // check judges key and etag without the server; it returns the server's form of the etag.
@@ -82,10 +101,22 @@ func life(o *block.StateOp) *float64 {
 // server; an operation that finds another etag than expected undoes it.
 func (s *state) Transact(ctx context.Context, ops []block.StateOp) error {
 	const op fault.Op = "postgres.state.Transact"
-	switch len(ops) {
-	case 0:
+	if len(ops) == 0 {
 		return s.ended(ctx, op)
-	case 1:
+	}
+	err := s.transact(ctx, op, ops)
+	if !unfit(err) || !slices.ContainsFunc(ops, func(o block.StateOp) bool { return o.JSON }) {
+		return err
+	}
+	ops = slices.Clone(ops)
+	for i := range ops {
+		ops[i].JSON = false
+	}
+	return s.transact(ctx, op, ops)
+}
+
+func (s *state) transact(ctx context.Context, op fault.Op, ops []block.StateOp) error {
+	if len(ops) == 1 {
 		return s.one(ctx, op, &ops[0])
 	}
 	return s.together(ctx, op, nil, ops)
@@ -210,7 +241,7 @@ func (s *state) many(ctx context.Context, op fault.Op, ops []block.StateOp) []er
 type group struct {
 	statement string
 	keys      []string
-	values    [][]byte
+	ops       []*block.StateOp
 	lives     []*float64
 	etags     []string
 	places    []int // in ops
@@ -229,9 +260,16 @@ func (s *state) round(ctx context.Context, op fault.Op, ops []block.StateOp, rou
 	})
 	groups := s.groups(op, ops, round)
 	err := s.do(ctx, op, func(ctx context.Context, c *pgx.Conn) error { return s.exchange(ctx, op, c, ops, groups, errs) })
-	if err != nil {
+	if err == nil {
+		return
+	}
+	json := func(i int) bool { return ops[i].JSON }
+	for _, i := range round {
+		errs[i] = err
+	}
+	if unfit(err) && slices.ContainsFunc(round, json) { // one of them: the others are as they were
 		for _, i := range round {
-			errs[i] = err
+			errs[i] = s.fitting(ctx, op, ops[i])
 		}
 	}
 }
@@ -255,7 +293,7 @@ func (s *state) groups(op fault.Op, ops []block.StateOp, round []int) []*group {
 		}
 		g := &kinds[kind]
 		etag, _ := s.check(op, o) // checked before
-		g.keys, g.values, g.lives = append(g.keys, o.Key), append(g.values, o.Value), append(g.lives, life(o))
+		g.keys, g.ops, g.lives = append(g.keys, o.Key), append(g.ops, o), append(g.lives, life(o))
 		g.etags, g.places = append(g.etags, etag), append(g.places, i)
 	}
 	var out []*group
@@ -271,7 +309,7 @@ func (s *state) groups(op fault.Op, ops []block.StateOp, round []int) []*group {
 func (g *group) args(l *layout) []any {
 	args := []any{g.keys}
 	if !g.removal {
-		args = append(args, l.array(g.values), g.lives)
+		args = append(args, l.array(g.ops), g.lives)
 	}
 	if g.etags[0] != "" {
 		args = append(args, g.etags)

@@ -15,7 +15,7 @@ func Able[X, T any](h *Handle[T]) bool {
 	if err != nil {
 		return false
 	}
-	_, ok := any(h.component).(X)
+	_, ok := block.As[X](h.component)
 	return ok
 }
 
@@ -216,13 +216,10 @@ func SameItem(a, b block.StateItem) bool {
 // list of indexes per destination, in the order of first appearance. It is nil when policy does
 // not divide the store.
 func Parts[T any](h *Handle[T], d call.Desc, n int, key func(int) string) [][]int {
-	if h.Target.Chain() == nil || n < 2 {
+	if n < 2 || !Divided(h, d) {
 		return nil
 	}
 	place := call.PolicyOf(h.Target, d).Place
-	if place == nil {
-		return nil
-	}
 	var parts [][]int
 	at := map[string]int{}
 	for i := range n {

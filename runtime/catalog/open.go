@@ -13,6 +13,7 @@ import (
 	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/call"
+	"github.com/mecha-project/mecha/runtime/catalog/seal"
 )
 
 // Spec is a component as declared, with its references resolved.
@@ -87,8 +88,15 @@ func (c *Catalog) Open(s Spec) (*Opened, error) {
 		return nil, creation(&s, c.unknownType(&s, kind))
 	}
 	log := c.log.With("component", s.LogName())
+	items, keys := s.Items, (*seal.Keys)(nil)
+	if block.Kind(kind) == block.KindState {
+		var err error
+		if items, keys, err = seal.Take(s.Items); err != nil {
+			return nil, initFailure(&s, err)
+		}
+	}
 	config := part.Config()
-	found := conf.Decode(s.Items, config, conf.Also(conf.ServiceKeys(kind)...))
+	found := conf.Decode(items, config, conf.Also(conf.ServiceKeys(kind)...))
 	for _, w := range found.Warnings() {
 		log.Warn("component metadata: " + w.String())
 	}
@@ -98,6 +106,10 @@ func (c *Catalog) Open(s Spec) (*Opened, error) {
 	comp, err := part.Open(c.env(s.Name, log), config)
 	if err != nil {
 		return nil, initFailure(&s, err)
+	}
+	if store, ok := comp.(block.State); ok && keys != nil {
+		comp = keys.Wrap(store)
+		log.Info("values of this state store are encrypted; new ones with the key of secret " + keys.Name())
 	}
 	info := Info{Name: s.Name, Type: s.Type, Version: s.Version, Raw: rawItems(s.Items), Capabilities: Capabilities(comp)}
 	if out, ok := comp.(block.Output); ok {
@@ -179,7 +191,7 @@ func (c *Catalog) Publish(o *Opened) *Retired {
 
 // learn takes up what a component knows of itself only since its server has answered.
 func (c *Catalog) learn(o *Opened) {
-	late, ok := o.Component.(block.Late)
+	late, ok := block.As[block.Late](o.Component)
 	if !ok {
 		return
 	}
@@ -352,12 +364,15 @@ func Capabilities(comp block.Component) []string {
 	switch comp.(type) {
 	case block.State:
 		caps = append(caps, "ETAG")
-		_, tx := comp.(block.StateTx)
+		_, tx := block.As[block.StateTx](comp)
 		if tx {
 			caps = append(caps, "TRANSACTIONAL")
 		}
-		if _, ok := comp.(block.StateTTL); ok {
+		if _, ok := block.As[block.StateTTL](comp); ok {
 			caps = append(caps, "TTL")
+		}
+		if q, ok := block.As[block.StateQuery](comp); ok && q.Queries() {
+			caps = append(caps, "QUERY_API")
 		}
 		if tx {
 			caps = append(caps, "ACTOR")

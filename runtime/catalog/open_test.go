@@ -113,6 +113,37 @@ func TestPublishedComponentsHaveTheirPolicy(t *testing.T) {
 	}
 }
 
+// The keys of an encrypted store are the catalog's: its backend never sees them.
+func TestEncryptedStore(t *testing.T) {
+	k := newKit(t)
+	key := conf.Item{Name: "primaryEncryptionKey", Value: "000102030405060708090a0b0c0d0e0f", Secret: true, SecretName: "keys"}
+	o := open(t, k, catalog.Spec{Name: "s", Type: "state.redis", Items: []conf.Item{{Name: "host", Value: "h"}, key}})
+	k.Publish(o)
+	h, err := k.State.Lookup("s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := catalog.Do(t.Context(), h, call.Desc{}, func(_ context.Context, s block.State) (block.State, error) { return s, nil }, nil)
+	if err != nil || got == block.State(k.comp) {
+		t.Errorf("calls reach the store without its encryption (%v)", err)
+	}
+	if log := k.log.String(); strings.Contains(log, "00010203") || strings.Contains(log, "unknown") || !strings.Contains(log, "with the key of secret keys") {
+		t.Errorf("log:\n%s", log)
+	}
+	if _, ok := h.Raw["primaryencryptionkey"]; ok {
+		t.Error("the key is in Raw")
+	}
+	key.SecretName = ""
+	_, err = k.Open(catalog.Spec{Name: "s", Type: "state.redis", Items: []conf.Item{key}})
+	if err == nil || !strings.HasPrefix(err.Error(), "[INIT_COMPONENT_FAILURE]: initialization error occurred for s (state.redis): ") || strings.Contains(err.Error(), "00010203") {
+		t.Errorf("a key that is no secret: %v", err)
+	}
+	// Elsewhere it is an entry like any other.
+	if o := open(t, k, catalog.Spec{Name: "p", Type: "pubsub.redis", Items: []conf.Item{key}}); len(o.Spec.Items) != 1 {
+		t.Error("a broker's entry has gone")
+	}
+}
+
 // both is a product whose one type serves two blocks.
 type both struct {
 	broker

@@ -24,11 +24,11 @@ func (h *Sidecar) describe() about.Document {
 			d.Components = append(d.Components, about.Component{Name: c.Name, Type: c.Type, Version: c.Version, Capabilities: c.Capabilities})
 		}
 	}
-	for _, e := range h.o.Resources.HTTPEndpoints {
-		d.HTTPEndpoints = append(d.HTTPEndpoints, about.Endpoint{Name: e.Name})
-	}
 	if h.services == nil {
 		return d
+	}
+	for _, name := range h.services.Invoke.Endpoints() {
+		d.HTTPEndpoints = append(d.HTTPEndpoints, about.Endpoint{Name: name})
 	}
 	for _, s := range h.services.PubSub.List() {
 		out := about.Subscription{PubSubName: s.PubSub, Topic: s.Topic, DeadLetterTopic: s.DeadLetterTopic, Metadata: s.Metadata, Type: s.Source.String()}

@@ -195,26 +195,34 @@ func (h *Sidecar) endpoints(ctx context.Context) ([]invoke.Endpoint, error) {
 	var out []invoke.Endpoint
 	x := h.secrets.Expansion(ctx)
 	for i := range h.o.Resources.HTTPEndpoints {
-		e := &h.o.Resources.HTTPEndpoints[i]
-		end := invoke.Endpoint{Name: e.Name, BaseURL: e.BaseURL}
-		// Header entries are written and resolved as component metadata are.
-		items, err := completed(&settings.Component{Resource: e.Resource, Metadata: e.Headers, SecretStore: e.SecretStore}, x, h.log)
+		end, err := h.endpoint(&h.o.Resources.HTTPEndpoints[i], x)
 		if err != nil {
-			return nil, fmt.Errorf("http endpoint %s: %w", e.Name, err)
-		}
-		for _, it := range items {
-			end.Header.Add(it.Name, it.Value)
-		}
-		if e.ClientTLS != nil {
-			cfg, err := clientTLS(e, x)
-			if err != nil {
-				return nil, fmt.Errorf("http endpoint %s: %w", e.Name, err)
-			}
-			end.TLS = cfg
+			return nil, err
 		}
 		out = append(out, end)
 	}
 	return out, nil
+}
+
+// endpoint makes one of them.
+func (h *Sidecar) endpoint(e *settings.HTTPEndpoint, x settings.Expansion) (invoke.Endpoint, error) {
+	end := invoke.Endpoint{Name: e.Name, BaseURL: e.BaseURL}
+	// Header entries are written and resolved as component metadata are.
+	items, err := completed(&settings.Component{Resource: e.Resource, Metadata: e.Headers, SecretStore: e.SecretStore}, x, h.log)
+	if err != nil {
+		return end, fmt.Errorf("http endpoint %s: %w", e.Name, err)
+	}
+	for _, it := range items {
+		end.Header.Add(it.Name, it.Value)
+	}
+	if e.ClientTLS != nil {
+		cfg, err := clientTLS(e, x)
+		if err != nil {
+			return end, fmt.Errorf("http endpoint %s: %w", e.Name, err)
+		}
+		end.TLS = cfg
+	}
+	return end, nil
 }
 
 // clientTLS builds the TLS settings of an endpoint.

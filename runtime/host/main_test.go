@@ -132,9 +132,12 @@ type keyed struct {
 	Other conf.Secret `yaml:"other"`
 }
 
-// vault is a secret store that holds db: {db: hush, user: me}, empty: {empty: ""}, and one secret
-// that cannot be read.
-type vault struct{ component }
+// vault is a secret store that holds db: {db: hush, user: me}, empty: {empty: ""}, own, which is its
+// own token, and one secret that cannot be read.
+type vault struct {
+	component
+	token string
+}
 
 func (v *vault) Get(_ context.Context, name string, md map[string]string) (map[string]string, error) {
 	v.add("read %s of %s %v", name, v.name, md)
@@ -143,6 +146,8 @@ func (v *vault) Get(_ context.Context, name string, md map[string]string) (map[s
 		return map[string]string{"db": "hush", "user": "me"}, nil
 	case "empty":
 		return map[string]string{"empty": ""}, nil
+	case "own":
+		return map[string]string{"own": v.token}, nil
 	case "broken":
 		return nil, fault.New("test", fault.Denied, "permission denied")
 	}
@@ -176,10 +181,10 @@ func backends(t testing.TB, s *story) *block.Set {
 		}),
 		block.SecretPart("good", "", func() *keyed { return &keyed{} }, func(env block.Env, k *keyed) (block.Secret, error) {
 			s.add("open %s with %s", env.Component, k.Token.Reveal())
-			return &vault{component{story: s, name: env.Component}}, nil
+			return &vault{component{story: s, name: env.Component}, k.Token.Reveal()}, nil
 		}),
 		block.SecretPart("down", "", config, func(env block.Env, _ *none) (block.Secret, error) {
-			return &vault{component{story: s, name: env.Component, ping: fault.New("test", fault.Unavailable, "dial vault:1: refused")}}, nil
+			return &vault{component: component{story: s, name: env.Component, ping: fault.New("test", fault.Unavailable, "dial vault:1: refused")}}, nil
 		}),
 		block.RegistryPart("hostdir", "", config, func(block.Env, *none) (block.Registry, error) {
 			return &registry{component{story: s, name: "registry"}}, nil

@@ -15,8 +15,8 @@ import (
 // retireWithin bounds how long calls may stay inside a component that was replaced.
 const retireWithin = 30 * time.Second
 
-// watchResources puts changes of the resource folders in force until ctx ends: components,
-// policies, subscriptions. What is new is built beside what is old, takes its place when it works,
+// watchResources puts changes of the resource folders in force until ctx ends: components, secret
+// stores (renew.go), endpoints, policies, subscriptions. What is new is built beside what is old, takes its place when it works,
 // and the old one is closed when the calls in it have ended. What is wrong is told, and what was
 // in force stays.
 func (h *Sidecar) watchResources(ctx context.Context) {
@@ -45,7 +45,10 @@ func (h *Sidecar) change(ctx context.Context, log *slog.Logger, now *settings.Re
 		LogFinding(log, f)
 	}
 	before := h.now.Swap(now)
-	h.changeComponents(ctx, log, before, &d.Components)
+	stores, others := h.apart(log, before, &d.Components)
+	renewed := h.changeSecrets(ctx, log, now, stores)
+	h.changeComponents(ctx, log, before, others)
+	h.renewComponents(ctx, log, now, others, renewed)
 	if !d.Policies.Empty() || !d.Resiliencies.Empty() || !d.Components.Empty() {
 		h.changePolicy(log, now, d)
 	}
@@ -54,9 +57,7 @@ func (h *Sidecar) change(ctx context.Context, log *slog.Logger, now *settings.Re
 			log.Error("the changed subscriptions are not used; those before stay in force: " + err.Error())
 		}
 	}
-	for _, e := range append(append(d.HTTPEndpoints.Added, d.HTTPEndpoints.Changed...), d.HTTPEndpoints.Removed...) {
-		log.Warn(fmt.Sprintf("HTTPEndpoint %s has changed; that takes effect when the sidecar starts again (SIGHUP does it)", e.Name))
-	}
+	h.changeEndpoints(ctx, log, now, &d.HTTPEndpoints, renewed)
 }
 
 // changeComponents opens, replaces and removes components.
@@ -95,13 +96,21 @@ func otherBlock(before *settings.Resources, c *settings.Component) bool {
 // live tells whether a component can be changed while the sidecar runs.
 func (h *Sidecar) live(log *slog.Logger, c *settings.Component) bool {
 	switch {
-	case h.o.Config.Denied(c):
-		log.Warn(fmt.Sprintf("component '%s' cannot be loaded because components of type '%s' are not allowed", c.Name, c.LogName()))
+	case h.denied(log, c):
 		return false
-	case c.Category() == "middleware.http" || isSecretStore(c):
+	case c.Category() == "middleware.http":
 		log.Warn(fmt.Sprintf("component %s has changed; for %s that takes effect when the sidecar starts again (SIGHUP does it)", c.Name, c.Category()))
 		return false
 	}
+	return true
+}
+
+// denied tells whether the configuration refuses a component, and says so.
+func (h *Sidecar) denied(log *slog.Logger, c *settings.Component) bool {
+	if !h.o.Config.Denied(c) {
+		return false
+	}
+	log.Warn(fmt.Sprintf("component '%s' cannot be loaded because components of type '%s' are not allowed", c.Name, c.LogName()))
 	return true
 }
 

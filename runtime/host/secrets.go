@@ -35,9 +35,10 @@ type Secrets struct {
 	load    loader
 	service *secret.Service
 
-	mu     sync.Mutex // serialises opening; guards what stores point at
-	stores map[string]*secretStore
-	order  []string
+	mu       sync.Mutex // serialises opening; guards what follows and what stores point at
+	stores   map[string]*secretStore
+	order    []string
+	renewing *renewal // the change of stores under way; nil when there is none
 
 	governing sync.Mutex // guards the rest
 	engine    *policy.Engine
@@ -60,6 +61,10 @@ type secretStore struct {
 	declared *settings.Component
 	tried    bool
 	err      error
+	// stale is set when it is declared anew, until it has been opened so; turn is the change in
+	// which that was tried last.
+	stale bool
+	turn  *renewal
 }
 
 // NewSecrets prepares the secret stores of the resources and opens none.
@@ -164,11 +169,14 @@ func (s *Secrets) open(ctx context.Context, name string, chain []string) error {
 	case !ok:
 		return fmt.Errorf("no such secret store is loaded%s", s.names())
 	case slices.Contains(chain, name):
-		return fmt.Errorf("secret stores need one another to start: %s", strings.Join(append(chain, name), ", "))
-	case st.tried:
+		return inCircle(append(chain, name))
+	case st.tried && !st.stale:
 		return st.failed()
 	}
 	chain = append(slices.Clip(chain), name)
+	if st.stale {
+		return s.renew(ctx, st, chain)
+	}
 	c := st.declared
 	st.err = s.load.load(ctx, specOf(c), func(ctx context.Context) ([]conf.Item, error) {
 		return completed(c, s.expansion(ctx, func(store string) error { return s.open(ctx, store, chain) }), s.o.Log)

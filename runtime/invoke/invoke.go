@@ -32,7 +32,8 @@ type Peers interface {
 	Invoke(ctx context.Context, to block.Instance, req *call.Request) (*call.Response, error)
 }
 
-// External reaches plain HTTP services.
+// External reaches plain HTTP services. One that keeps connections may have a method
+// Forget(Endpoint): no new call goes to that endpoint.
 type External interface {
 	Invoke(ctx context.Context, to Endpoint, req *call.Request) (*call.Response, error)
 }
@@ -86,7 +87,7 @@ type Service struct {
 	o         Options
 	stamp     stamps
 	resolver  *resolver
-	endpoints map[string]*destination
+	endpoints endpoints
 	self      *destination
 	inbound   *call.Target
 	caller    call.Caller // the own app
@@ -106,16 +107,15 @@ func New(o Options) *Service {
 	if o.Govern == nil {
 		o.Govern = func(*call.Target) {}
 	}
-	s := &Service{o: o, stamp: newStamps(o), endpoints: map[string]*destination{}}
+	s := &Service{o: o, stamp: newStamps(o)}
 	s.caller = call.Caller{App: o.Self.App, Namespace: o.Self.Namespace, Proven: true}
 	s.self = &destination{target: &call.Target{Kind: call.App, Direction: call.Outbound, Name: o.Self.App, Namespace: o.Self.Namespace}}
 	o.Govern(s.self.target)
 	s.inbound = &call.Target{Kind: call.App, Direction: call.Inbound, Name: o.Self.App, Namespace: o.Self.Namespace}
 	o.Govern(s.inbound)
 	s.resolver = newResolver(o.Registry, o.Log)
-	for i := range o.Endpoints {
-		e := o.Endpoints[i]
-		s.endpoints[e.Name] = &destination{target: s.outTarget(e.Name, ""), endpoint: &e}
+	for _, e := range o.Endpoints {
+		s.SetEndpoint(e)
 	}
 	return s
 }
@@ -285,7 +285,7 @@ func (s *Service) route(ctx context.Context, target string) (*destination, error
 	if target == s.o.Self.App {
 		return s.self, nil
 	}
-	if d, ok := s.endpoints[target]; ok {
+	if d := s.endpoints.get(target); d != nil {
 		return d, nil
 	}
 	if IsURL(target) {

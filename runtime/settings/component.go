@@ -160,7 +160,7 @@ type Expansion struct {
 // A reference to a secret that cannot be had, or is empty, is an Error unless a value is written
 // beside it, for a component with an empty password is not what was asked for. A reference to a
 // variable that stays empty is one where the value would have protected something (topic scopes).
-// So is what this version cannot do for it (encryption of state).
+// A key that encrypts state comes from a secret and from nowhere else.
 func (c *Component) Items(x Expansion) ([]conf.Item, conf.Findings) {
 	var found conf.Findings
 	items := make([]conf.Item, 0, len(c.Metadata))
@@ -174,6 +174,14 @@ func (c *Component) Items(x Expansion) ([]conf.Item, conf.Findings) {
 			note(conf.Error, "%s", err)
 		}
 		it.Value = value
+		if encryptionKey(e.Name) && c.Category() == "state" {
+			it.Value = "" // what is written beside the reference is no substitute
+			if e.SecretRef == nil {
+				note(conf.Error, "must come from a secret store: the secret's name is stored with every value; write secretKeyRef instead, and auth.secretStore")
+				items = append(items, it)
+				continue
+			}
+		}
 		switch {
 		case e.SecretRef != nil:
 			it.Secret = !readByService(c, it.Name)
@@ -183,9 +191,6 @@ func (c *Component) Items(x Expansion) ([]conf.Item, conf.Findings) {
 		}
 		if (e.SecretRef != nil || e.EnvRef != "") && it.Value == "" && conf.Protective(e.Name) {
 			note(conf.Error, "the reference gives no value, and without it the component would be less protected than written")
-		}
-		if encryptionKey(e.Name) && c.Category() == "state" {
-			note(conf.Error, "this version of Mecha does not encrypt state, and would store it in clear; remove the key to accept that")
 		}
 		items = append(items, it)
 	}
@@ -208,8 +213,9 @@ func readByService(c *Component, entry string) bool {
 	return !encryptionKey(entry) && slices.ContainsFunc(conf.ServiceKeys(c.Category()), func(k string) bool { return strings.EqualFold(k, entry) })
 }
 
+// encryptionKey tells whether a metadata entry is a key that state is encrypted with.
 func encryptionKey(entry string) bool {
-	return strings.HasSuffix(strings.ToLower(entry), "encryptionkey")
+	return strings.EqualFold(entry, "primaryEncryptionKey") || strings.EqualFold(entry, "secondaryEncryptionKey")
 }
 
 func (x *Expansion) env(name string) string {
@@ -228,7 +234,7 @@ func (x *Expansion) secret(c *Component, ref *SecretRef, it *conf.Item, note fun
 		value, err = x.Secret(c, ref)
 	}
 	if err == nil && value != "" {
-		it.Value = value
+		it.Value, it.SecretName = value, ref.Name
 		return
 	}
 	if err == nil {

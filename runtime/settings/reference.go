@@ -84,7 +84,7 @@ These ask for protection that this version does not give. Ignoring them would le
 | Configuration | ` + "`spec.accessControl`" + ` with unknown fields, actions other than ` + "`allow` and `deny`" + `, a policy without ` + "`appId`, `trustDomain` or `namespace`" + `, or an operation without ` + "`name`" + ` | a rule that is not understood protects nothing |
 | Configuration | ` + "`spec.secrets`" + ` with unknown fields, a scope without ` + "`storeName`" + `, two for one store, or a ` + "`defaultAccess` other than `allow` and `deny`" + ` | a scope that is not understood protects nothing |
 | Configuration | ` + "`spec.api`" + ` rules with a protocol other than ` + "`http` or `grpc`" + ` | the rule hides nothing |
-| Component | ` + "`primaryEncryptionKey`, `secondaryEncryptionKey`" + ` of a state store | state is stored in clear |
+| Component | ` + "`primaryEncryptionKey`, `secondaryEncryptionKey`" + ` of a state store that is no AES key in hexadecimal from a ` + "`secretKeyRef`" + `, or the secondary alone | state is stored in clear |
 | Component | topic scopes (` + "`allowedTopics`, `protectedTopics`, `publishingScopes`, `subscriptionScopes`" + `) from a reference that gives nothing | every app may use every topic |
 | Component, HTTPEndpoint, tracing headers | ` + "`secretKeyRef`" + ` to a store or secret that does not exist or cannot be read, or to an empty one, without a ` + "`value`" + ` beside it | the password is empty |
 | Configuration | a file that is missing or has errors | half of the rules |

@@ -460,8 +460,10 @@ func TestItemsThatProtect(t *testing.T) {
 		{"scopes from an unset variable", "pubsub.x", "{name: publishingScopes, envRef: UNSET}", "less protected than written"},
 		{"scopes from a forbidden variable", "pubsub.x", "{name: ALLOWEDTOPICS, envRef: DAPR_X}", "less protected than written"},
 		{"scopes from a secret", "pubsub.x", "{name: protectedTopics, secretKeyRef: {name: s}}", "less protected than written"},
-		{"encryption", "state.x", "{name: primaryEncryptionKey, value: 00}", "does not encrypt state"},
-		{"encryption with a secret", "state.x", "{name: primaryEncryptionKey, secretKeyRef: {name: there}}", "does not encrypt state"},
+		{"a literal key of encryption", "state.x", "{name: primaryEncryptionKey, value: 00}", "must come from a secret store"},
+		{"an empty key of encryption", "state.x", "{name: secondaryEncryptionKey, value: \"\"}", "must come from a secret store"},
+		{"a key of encryption from a variable", "state.x", "{name: primaryEncryptionKey, envRef: SCOPES}", "must come from a secret store"},
+		{"a key of encryption that is not there", "state.x", "{name: PRIMARYencryptionkey, value: 00, secretKeyRef: {name: none}}", "no such secret"},
 		{"scopes from a variable", "pubsub.x", "{name: subscriptionScopes, envRef: SCOPES}", ""},
 		{"scopes from a secret that is there", "pubsub.x", "{name: protectedTopics, secretKeyRef: {name: there}}", ""},
 		{"no scopes on purpose", "pubsub.x", "{name: subscriptionScopes, value: \"\"}", ""},
@@ -483,6 +485,16 @@ func TestItemsThatProtect(t *testing.T) {
 				t.Errorf("the service cannot see %+v", items[0])
 			}
 		})
+	}
+}
+
+// A key of encryption brings the name of its secret along, and nothing is printed of it.
+func TestItemsEncryptionKey(t *testing.T) {
+	r := settings.ParseResources("f", []byte("apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: c}\nspec: {type: state.x, metadata: ["+
+		"{name: primaryEncryptionKey, value: beside, secretKeyRef: {name: keys, key: new}}]}\n"))
+	items, found := r.Components[0].Items(settings.Expansion{AppID: "a", Secret: func(_ *settings.Component, ref *settings.SecretRef) (string, error) { return "00ff-" + ref.Key, nil }})
+	if len(found) > 0 || len(items) != 1 || items[0].Value != "00ff-new" || items[0].SecretName != "keys" || !items[0].Secret {
+		t.Errorf("got %+v, %v", items, found)
 	}
 }
 

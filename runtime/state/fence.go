@@ -67,7 +67,7 @@ func (s *Service) fenceKey(info catalog.Info, e Epoch) (string, error) {
 }
 
 func (f *fence) transact(ctx context.Context, store string, comp block.State, steps []block.StateOp) error {
-	fenced, ok := comp.(block.StateFence)
+	fenced, ok := block.As[block.StateFence](comp)
 	if !ok {
 		return noFence(store)
 	}

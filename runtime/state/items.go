@@ -15,6 +15,8 @@ import (
 type Item struct {
 	Key   string
 	Value []byte // as stored; an edge turns a missing JSON value into null
+	// JSON says that Value is JSON text, which a wire made sure of; so may the contentType.
+	JSON bool
 	// ETag makes the operation conditional; empty means it is not.
 	ETag string
 	// Metadata may hold ttlInSeconds and contentType; other entries are ignored. Names compare
@@ -45,7 +47,9 @@ func (s *Service) write(info catalog.Info, item *Item) (block.StateWrite, error)
 	if w.TTL, err = ttl(item.Metadata); err != nil {
 		return w, err
 	}
-	return w, checkValue(item)
+	declared, err := checkValue(item)
+	w.JSON = item.JSON || declared
+	return w, err
 }
 
 // removal checks an item and makes the store's removal of it.
@@ -90,24 +94,24 @@ func ttl(metadata map[string]string) (time.Duration, error) {
 	return time.Duration(n) * time.Second, nil
 }
 
-// checkValue holds a value to the content type its metadata declares. The error's text is the
-// JSON parser's own, for that is what Dapr's callers see.
-func checkValue(item *Item) error {
+// checkValue holds a value to the content type its metadata declares, and tells whether that is
+// JSON. The error's text is the JSON parser's own, for that is what Dapr's callers see.
+func checkValue(item *Item) (declared bool, err error) {
 	ct, ok := lookup(item.Metadata, "contentType")
 	if !ok {
-		return nil
+		return false, nil
 	}
 	if cut := strings.IndexByte(ct, ';'); cut >= 0 {
 		ct = ct[:cut]
 	}
 	if !strings.EqualFold(ct, "application/json") {
-		return nil
+		return false, nil
 	}
 	var parsed json.RawMessage
 	if err := json.Unmarshal(item.Value, &parsed); err != nil {
-		return fault.New("state.value", fault.Invalid, "%s", err.Error()).With(BadValue)
+		return false, fault.New("state.value", fault.Invalid, "%s", err.Error()).With(BadValue)
 	}
-	return nil
+	return true, nil
 }
 
 func lookup(metadata map[string]string, name string) (string, bool) {

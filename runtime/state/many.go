@@ -112,7 +112,7 @@ func pickOf[T any](all []T, some []int) []T {
 // readAll fills results and returns the first error among them, for the policy to judge. A
 // repeated attempt reads only what is not read yet.
 func readAll(ctx context.Context, name string, store block.State, full []string, opts block.StateRead, parallelism int, results []Result) error {
-	if b, ok := store.(block.StateBatch); ok {
+	if b, ok := block.As[block.StateBatch](store); ok {
 		items, err := b.GetMany(ctx, full, opts)
 		if err != nil {
 			return err
@@ -120,10 +120,14 @@ func readAll(ctx context.Context, name string, store block.State, full []string,
 		if len(items) != len(full) {
 			return fault.New("state.GetMany", fault.Internal, "state store %s answered %d items to %d keys", name, len(items), len(full))
 		}
+		var first error
 		for i := range results {
-			results[i] = Result{StateItem: items[i]}
+			results[i] = Result{StateItem: items[i], Err: items[i].Err}
+			if first == nil {
+				first = items[i].Err
+			}
 		}
-		return nil
+		return first
 	}
 	each(len(full), parallelism, func(i int) {
 		if r := &results[i]; r.Err != nil {
@@ -217,7 +221,7 @@ var setting = writing[block.StateWrite]{
 	one:   func(ctx context.Context, s block.State, w *block.StateWrite) error { return s.Set(ctx, *w) },
 	batch: block.StateBatch.SetMany,
 	shadow: func(w block.StateWrite) block.StateWrite {
-		return block.StateWrite{Key: strings.Clone(w.Key), Value: bytes.Clone(w.Value), Strong: w.Strong, TTL: w.TTL}
+		return block.StateWrite{Key: strings.Clone(w.Key), Value: bytes.Clone(w.Value), JSON: w.JSON, Strong: w.Strong, TTL: w.TTL}
 	},
 }
 
@@ -291,7 +295,7 @@ func attempt[T any](ctx context.Context, store block.State, items []T, how *writ
 		}
 		return nil
 	}
-	if b, ok := store.(block.StateBatch); ok {
+	if b, ok := block.As[block.StateBatch](store); ok {
 		errs := how.batch(b, ctx, items)
 		if errs != nil && len(errs) != len(items) {
 			return broken(len(items), len(errs))

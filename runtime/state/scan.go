@@ -62,7 +62,7 @@ type page struct {
 
 var scanning = catalog.Reading[block.State, Scan, page]{
 	Fn: func(ctx context.Context, store block.State, q Scan) (p page, err error) {
-		scanner, ok := store.(block.StateScan)
+		scanner, ok := block.As[block.StateScan](store)
 		if !ok {
 			return p, fault.New("state.Scan", fault.Unsupported, "the state store behind this name cannot go through its keys").With(fault.NoScan)
 		}

@@ -5,11 +5,11 @@
 //
 // It leaves to the edges: parsing bodies, choosing status codes, quoting values. It leaves to
 // the backends: storing bytes. Values are opaque bytes here, with one exception: an item whose
-// metadata says contentType application/json must hold valid JSON.
+// metadata says contentType application/json must hold valid JSON, and its store is told so.
 //
 // Start at Service. Keys and their prefixes are in keys.go, the reading of items in items.go,
-// requests of several items in many.go, transactions in transact.go, their outbox in outbox.go;
-// what Dapr's API lacks in scan.go, watch.go and fence.go.
+// requests of several items in many.go, transactions in transact.go, their outbox in outbox.go,
+// queries in query.go; what Dapr's API lacks in scan.go, watch.go and fence.go.
 //
 // # Errors
 //
@@ -34,6 +34,7 @@
 //	Invalid,    fault.BadToken         a page token that is not this store's
 //	Invalid,    BadEpoch               an epoch that is none, or of no topic
 //	Conflict,   fault.Fenced           a later epoch of the partition has written
+//	Invalid,    BadQuery               a query that cannot be read
 //	Conflict                           an etag or first-write did not hold
 //	BadEtag                            the etag cannot be this store's
 //
@@ -58,6 +59,7 @@ const (
 	BadValue  fault.Reason = "bad_value"
 	BadPrefix fault.Reason = "bad_key_prefix"
 	BadEpoch  fault.Reason = "bad_epoch"
+	BadQuery  fault.Reason = "bad_query"
 )
 
 // Recorder counts store operations. operation is one of get, set, delete, bulk_get,
@@ -162,16 +164,6 @@ func (s *Service) Delete(ctx context.Context, store string, item Item) error {
 	})
 	s.record(store, "delete", start, err)
 	return err
-}
-
-// Query refuses: no store here has a query language, and a prefix scan is not one. The store
-// is looked up first, so that an unknown name gets its own error.
-func (s *Service) Query(_ context.Context, store string, _ []byte) error {
-	if _, err := s.stores.Lookup(store); err != nil {
-		return err
-	}
-	return fault.New("state.Query", fault.Unsupported,
-		"state store %s doesn't support querying", store).With(fault.NoQuery)
 }
 
 // ItemMetadata is what a read reports beside value and etag: ttlExpireTime (RFC 3339, UTC,

@@ -92,6 +92,7 @@ type batchStore struct {
 	*store
 	batches int
 	err     error
+	lost    string // this key alone cannot be read
 }
 
 func (b *batchStore) GetMany(ctx context.Context, keys []string, o block.StateRead) ([]block.StateItem, error) {
@@ -101,7 +102,9 @@ func (b *batchStore) GetMany(ctx context.Context, keys []string, o block.StateRe
 	}
 	out := make([]block.StateItem, len(keys))
 	for i, k := range keys {
-		out[i], _ = b.Get(ctx, k, o)
+		if out[i], _ = b.Get(ctx, k, o); k == b.lost {
+			out[i] = block.StateItem{Key: k, Err: fault.New("t", fault.Lost, "damaged")}
+		}
 	}
 	return out, nil
 }
@@ -258,7 +261,7 @@ func TestUnknownStore(t *testing.T) {
 		"delete":     func(s *state.Service) error { return s.Delete(ctx, "x", state.Item{}) },
 		"deleteMany": func(s *state.Service) error { return s.DeleteMany(ctx, "x", nil) },
 		"transact":   func(s *state.Service) error { return s.Transact(ctx, "x", nil) },
-		"query":      func(s *state.Service) error { return s.Query(ctx, "x", []byte("{")) },
+		"query":      func(s *state.Service) error { _, err := s.Query(ctx, "x", []byte("{")); return err },
 		"check":      func(s *state.Service) error { return s.Check("x") },
 	}
 	for name, f := range calls {
@@ -272,7 +275,8 @@ func TestUnknownStore(t *testing.T) {
 func TestUnsupported(t *testing.T) {
 	s, _ := open(t, newStore(), nil, nil)
 	wantFault(t, s.Transact(t.Context(), "st", []state.Operation{{Operation: "bogus"}}), fault.Unsupported, fault.NoTransactions, "state store st doesn't support transactions")
-	wantFault(t, s.Query(t.Context(), "st", []byte("{")), fault.Unsupported, fault.NoQuery, "state store st doesn't support querying")
+	_, err := s.Query(t.Context(), "st", []byte("{"))
+	wantFault(t, err, fault.Unsupported, fault.NoQuery, "state store st doesn't support querying")
 }
 
 func TestWriteOptions(t *testing.T) {
@@ -285,7 +289,7 @@ func TestWriteOptions(t *testing.T) {
 	}
 	want := []block.StateWrite{
 		{Key: "shop||a", Value: []byte("1"), ETag: "7", FirstWrite: true, Strong: true, TTL: time.Minute},
-		{Key: "shop||b", Value: []byte(`{"x":1}`)},
+		{Key: "shop||b", Value: []byte(`{"x":1}`), JSON: true},
 		{Key: "shop||c"},
 	}
 	for _, item := range items {
@@ -356,6 +360,22 @@ func TestGetMany(t *testing.T) {
 		b.err = fault.New("t", fault.Unavailable, "down")
 		_, err = s.GetMany(t.Context(), "st", []string{"a", "b"}, state.ReadOptions{}, 0)
 		wantFault(t, err, fault.Unavailable, "", "down")
+	})
+	t.Run("native, one item that cannot be read", func(t *testing.T) {
+		b := &batchStore{store: newStore(), lost: "shop||b"}
+		s, rec := open(t, b, nil, nil)
+		got, err := s.GetMany(t.Context(), "st", []string{"a", "b", "c"}, state.ReadOptions{}, 0)
+		if err != nil || len(got) != 3 {
+			t.Fatalf("GetMany = %+v, %v", got, err)
+		}
+		for i, want := range []bool{false, true, false} {
+			if (got[i].Err != nil) != want || got[i].Key != string("abc"[i]) {
+				t.Errorf("result %d = %+v, want an error: %v", i, got[i], want)
+			}
+		}
+		if want := []string{"st bulk_get false"}; !cmp.Equal(rec.got, want) {
+			t.Errorf("recorded %v, want %v", rec.got, want)
+		}
 	})
 	t.Run("illegal key refuses all", func(t *testing.T) {
 		s, _ := open(t, newStore(), nil, nil)

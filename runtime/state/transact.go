@@ -86,7 +86,7 @@ func (s *Service) transact(ctx context.Context, h *catalog.Handle[block.State], 
 	}
 	shadow := func() func(context.Context, block.State) error { return shadowSteps(steps) }
 	_, err = catalog.Do(ctx, h, desc, func(ctx context.Context, comp block.State) (struct{}, error) {
-		tx, ok := comp.(block.StateTx)
+		tx, ok := block.As[block.StateTx](comp)
 		if !ok {
 			return struct{}{}, fault.New("state.Transact", fault.Unsupported, "the state store behind %s doesn't support transactions", store).With(fault.NoTransactions)
 		}
@@ -134,7 +134,7 @@ func shadowSteps(steps []block.StateOp) func(context.Context, block.State) error
 		copies[i] = block.StateOp{Delete: st.Delete, StateWrite: setting.shadow(st.StateWrite)}
 	}
 	return func(ctx context.Context, store block.State) error {
-		if tx, ok := store.(block.StateTx); ok {
+		if tx, ok := block.As[block.StateTx](store); ok {
 			return tx.Transact(ctx, copies)
 		}
 		for _, op := range copies {

@@ -34,7 +34,7 @@ func (s *Service) Watch(ctx context.Context, store, prefix string, started func(
 	defer cancel(nil)
 	defer context.AfterFunc(s.watches, func() { cancel(context.Cause(s.watches)) })()
 	_, err = catalog.Do(ctx, h, desc, func(ctx context.Context, comp block.State) (struct{}, error) {
-		watcher, ok := comp.(block.StateWatch)
+		watcher, ok := block.As[block.StateWatch](comp)
 		if !ok {
 			return struct{}{}, noWatch(store)
 		}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/pem"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -213,5 +214,50 @@ func TestNoStartWithoutSecrets(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A component's password from a cluster's API: its namespace goes along, and a new token is used at
+// once. The server here is a stand-in.
+func TestSecretsOfACluster(t *testing.T) {
+	t.Parallel()
+	var token, asked atomic.Value
+	token.Store("first")
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer "+token.Load().(string) {
+			w.WriteHeader(401)
+			return
+		}
+		if r.URL.Path == "/version" {
+			fmt.Fprint(w, `{"gitVersion":"v1.33.1"}`)
+			return
+		}
+		asked.Store(r.URL.Path)
+		fmt.Fprint(w, `{"kind":"Secret","apiVersion":"v1","metadata":{"name":"limits"},"data":{"size":"OUtp","other":"aHVzaA=="}}`)
+	}))
+	t.Cleanup(srv.Close)
+	dir := t.TempDir()
+	for name, text := range map[string]string{"token": "first", "ca.crt": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})),
+		"config": "current-context: x\ncontexts: [{name: x, context: {cluster: c, user: u}}]\nclusters: [{name: c, cluster: {server: '" + srv.URL + "', certificate-authority: ca.crt}}]\nusers: [{name: u, user: {tokenFile: token}}]\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := harness.NewMesh(t).Start(harness.Options{AppID: "me", Files: map[string]string{"r.yaml": "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: cluster}\n" +
+		"spec:\n  type: secretstores.kubernetes\n  version: v1\n  metadata: [{name: kubeconfigPath, value: '" + filepath.Join(dir, "config") + "'}]\n---\n" +
+		"apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: store, namespace: team}\nspec:\n  type: state.in-memory\n  version: v1\n  metadata: [{name: maxBytes, secretKeyRef: {name: limits, key: size}}]\nauth: {secretStore: cluster}\n"}})
+	s.WaitOutbound()
+	if asked.Load() != "/api/v1/namespaces/team/secrets/limits" {
+		t.Errorf("asked for %v", asked.Load())
+	}
+	token.Store("second")
+	if err := os.WriteFile(filepath.Join(dir, "token"), []byte("second"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if resp, body := harness.Do(t, "GET", s.URL("/v1.0/secrets/cluster/limits?metadata.namespace=prod"), nil); resp.StatusCode != 200 || strings.TrimSpace(string(body)) != `{"other":"hush","size":"9Ki"}` || asked.Load() != "/api/v1/namespaces/prod/secrets/limits" {
+		t.Errorf("%d %s, asked for %v", resp.StatusCode, body, asked.Load())
+	}
+	if strings.Contains(s.Log(), "hush") {
+		t.Error("a secret is in the log")
 	}
 }

@@ -48,6 +48,7 @@ func State(t *testing.T, open func(t *testing.T) block.State) {
 		{"batches", stateBatch},
 		{"transactions", stateTx},
 		{"transactions, refused", stateTxRefused},
+		{"queries", stateQuery},
 		{"concurrent increments", stateIncrements},
 		{"one first writer", stateOneFirstWriter},
 		{"slices belong to their owners", stateOwnership},
