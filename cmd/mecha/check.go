@@ -155,7 +155,7 @@ func (c *checker) policies() {
 	src := file.Source{Policies: c.res.Policies, Resiliencies: c.res.Resiliencies}
 	if len(c.res.Components) > 0 { // else the names in policies cannot be judged
 		src.Components = map[call.Kind][]string{}
-		for _, kind := range []call.Kind{call.State, call.Publish, call.Secret, call.Lock, call.Config, call.Binding} {
+		for _, kind := range []call.Kind{call.State, call.Publish, call.Secret, call.Lock, call.Config, call.Crypto, call.Binding} {
 			src.Components[kind] = implicitNames(kind)
 		}
 		for i := range c.res.Components {
@@ -170,6 +170,8 @@ func (c *checker) policies() {
 				src.Components[call.Lock] = append(src.Components[call.Lock], comp.Name)
 			case block.KindConfig:
 				src.Components[call.Config] = append(src.Components[call.Config], comp.Name)
+			case block.KindCrypto:
+				src.Components[call.Crypto] = append(src.Components[call.Crypto], comp.Name)
 			case block.KindBinding:
 				src.Components[call.Binding] = append(src.Components[call.Binding], comp.Name)
 			}

@@ -38,6 +38,7 @@ type Catalog struct {
 	Secret *Store[block.Secret]
 	Lock   *Store[block.Lock]
 	Config *Store[block.Configuration]
+	Crypto *Store[block.Crypto]
 	// Binding holds components that are a block.Output, a block.Input or both.
 	Binding *Store[block.Component]
 
@@ -61,6 +62,7 @@ type Options struct {
 func New(o Options) *Catalog {
 	return &Catalog{State: NewStore[block.State](block.KindState), PubSub: NewStore[block.PubSub](block.KindPubSub), Secret: NewStore[block.Secret](block.KindSecret),
 		Lock: NewStore[block.Lock](block.KindLock), Config: NewStore[block.Configuration](block.KindConfig),
+		Crypto:   NewStore[block.Crypto](block.KindCrypto),
 		Binding:  NewStore[block.Component](block.KindBinding),
 		backends: o.Backends, env: o.Env, govern: o.Govern, log: o.Log}
 }
@@ -147,6 +149,10 @@ func (c *Catalog) place(info Info, comp block.Component) func() *Retired {
 		if b, ok := comp.(block.Configuration); ok {
 			return func() *Retired { return c.Config.Put(NewHandle(info, b, c.target(call.Config, info.Name))).retire() }
 		}
+	case block.KindCrypto:
+		if b, ok := comp.(block.Crypto); ok {
+			return func() *Retired { return c.Crypto.Put(NewHandle(info, b, c.target(call.Crypto, info.Name))).retire() }
+		}
 	case block.KindBinding:
 		return func() *Retired {
 			return c.Binding.Put(NewHandle(info, comp, c.target(call.Binding, info.Name))).retire()
@@ -220,6 +226,7 @@ func (c *Catalog) Remove(name string) (out []*Retired) {
 		c.Secret.Remove(name).retire(),
 		c.Lock.Remove(name).retire(),
 		c.Config.Remove(name).retire(),
+		c.Crypto.Remove(name).retire(),
 		c.Binding.Remove(name).retire(),
 	} {
 		if r != nil {
@@ -257,6 +264,11 @@ func (c *Catalog) Infos() []Info {
 			out = append(out, h.Info)
 		}
 	}
+	for _, h := range c.Crypto.List() {
+		if !h.Away() {
+			out = append(out, h.Info)
+		}
+	}
 	for _, h := range c.Binding.List() {
 		if !h.Away() {
 			out = append(out, h.Info)
@@ -270,7 +282,7 @@ func (c *Catalog) Close(ctx context.Context) error {
 	for _, info := range c.Infos() {
 		c.log.Info("Shutting down component " + (&Spec{Name: info.Name, Type: info.Type, Version: info.Version}).LogName())
 	}
-	return errors.Join(c.PubSub.Close(ctx), c.State.Close(ctx), c.Secret.Close(ctx), c.Lock.Close(ctx), c.Config.Close(ctx), c.Binding.Close(ctx))
+	return errors.Join(c.PubSub.Close(ctx), c.State.Close(ctx), c.Secret.Close(ctx), c.Lock.Close(ctx), c.Config.Close(ctx), c.Crypto.Close(ctx), c.Binding.Close(ctx))
 }
 
 func creation(s *Spec, err error) error {
@@ -313,6 +325,8 @@ func kindName(k block.Kind) string {
 		return "secret store"
 	case block.KindBinding:
 		return "binding"
+	case block.KindCrypto:
+		return "crypto provider"
 	}
 	return string(k) + " component"
 }

@@ -81,7 +81,7 @@ func (h *Sidecar) compilePolicy(r *settings.Resources) *file.Compiled {
 
 // componentNames are the names of components that this sidecar is to have, by kind of call.
 func (h *Sidecar) componentNames(r *settings.Resources) map[call.Kind][]string {
-	names := map[call.Kind][]string{call.State: {}, call.Publish: {}, call.Secret: {}, call.Lock: {}, call.Config: {}, call.Binding: {}}
+	names := map[call.Kind][]string{call.State: {}, call.Publish: {}, call.Secret: {}, call.Lock: {}, call.Config: {}, call.Crypto: {}, call.Binding: {}}
 	add := func(typ, name string) {
 		switch category, _, _ := strings.Cut(typ, "."); block.Kind(category) {
 		case block.KindState:
@@ -94,6 +94,8 @@ func (h *Sidecar) componentNames(r *settings.Resources) map[call.Kind][]string {
 			names[call.Lock] = append(names[call.Lock], name)
 		case block.KindConfig:
 			names[call.Config] = append(names[call.Config], name)
+		case block.KindCrypto:
+			names[call.Crypto] = append(names[call.Crypto], name)
 		case block.KindBinding:
 			names[call.Binding] = append(names[call.Binding], name)
 		}
@@ -122,6 +124,8 @@ func (h *Sidecar) placeAway() {
 			place(h, h.catalog.Lock, a)
 		case call.Config:
 			place(h, h.catalog.Config, a)
+		case call.Crypto:
+			place(h, h.catalog.Crypto, a)
 		case call.Binding:
 			place(h, h.catalog.Binding, a)
 		}
@@ -219,6 +223,8 @@ func (h *Sidecar) ping(ctx context.Context, kind call.Kind, name string) error {
 		return h.catalog.Lock.Ping(ctx, name)
 	case call.Config:
 		return h.catalog.Config.Ping(ctx, name)
+	case call.Crypto:
+		return h.catalog.Crypto.Ping(ctx, name)
 	case call.Binding:
 		return h.catalog.Binding.Ping(ctx, name)
 	}
