@@ -74,6 +74,7 @@ type Options struct {
 	Secret  Secret
 	Lock    Lock
 	Config  Config
+	Crypto  Crypto
 	Binding Binding
 	About   *about.Sidecar
 	Observe Observer

@@ -7,6 +7,7 @@ import (
 	"github.com/mecha-project/mecha/components/dns"
 	"github.com/mecha-project/mecha/components/hostdir"
 	"github.com/mecha-project/mecha/components/httpbinding"
+	"github.com/mecha-project/mecha/components/localkeys"
 	"github.com/mecha-project/mecha/components/localsecret"
 	"github.com/mecha-project/mecha/components/localstorage"
 	"github.com/mecha-project/mecha/components/mdns"
@@ -31,6 +32,7 @@ func backends() (*block.Set, error) {
 		localstorage.Backend(),
 		redis.Backend(),
 		localsecret.Backend(),
+		localkeys.Backend(),
 		vault.Backend(),
 		postgres.Backend(),
 		mysql.Backend(),

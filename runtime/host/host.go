@@ -28,6 +28,7 @@ import (
 	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/catalog"
 	"github.com/mecha-project/mecha/runtime/config"
+	"github.com/mecha-project/mecha/runtime/crypto"
 	"github.com/mecha-project/mecha/runtime/identity"
 	"github.com/mecha-project/mecha/runtime/invoke"
 	"github.com/mecha-project/mecha/runtime/lock"
@@ -118,6 +119,7 @@ type Services struct {
 	Secret    *secret.Service
 	Lock      *lock.Service
 	Config    *config.Service
+	Crypto    *crypto.Service
 	Binding   *binding.Service
 	App       *app.App
 	About     *about.Sidecar
@@ -321,6 +323,7 @@ func (h *Sidecar) buildServices(ctx context.Context, l Listeners) error {
 		PubSub: messages, Secret: h.secrets.service, Lock: lock.New(h.catalog.Lock, h.self),
 		Config: config.New(h.catalog.Config, h.self, config.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.configuration"),
 			Recorder: h.o.Metrics, App: h.app, Inbound: inbound(call.Config)}),
+		Crypto:  crypto.New(h.catalog.Crypto, h.self, h.o.Metrics),
 		Binding: binding.New(h.catalog.Binding, h.self, bs),
 		App:     h.app, About: h.about, Listeners: l}
 	return h.declareSubscriptions(h.o.Resources)
