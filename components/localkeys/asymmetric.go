@@ -139,7 +139,9 @@ var signatures = map[string]signature{
 }
 
 func rsaSignature(h crypto.Hash, pss bool) signature {
-	options := &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: h}
+	options := &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: h} // as RFC 7518 says
+	// Dapr and OpenSSL sign with the longest salt there is room for.
+	anySalt := &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto, Hash: h}
 	return signature{digest: h.Size(), hash: h.String(),
 		sign: func(op fault.Op, k *key, algorithm string, digest []byte) ([]byte, error) {
 			if _, ok := k.public.(*rsa.PublicKey); !ok {
@@ -164,7 +166,7 @@ func rsaSignature(h crypto.Hash, pss bool) signature {
 				return false, k.unfit(op, algorithm, wantRSA)
 			}
 			if pss {
-				return rsa.VerifyPSS(public, h, digest, sig, options) == nil, nil
+				return rsa.VerifyPSS(public, h, digest, sig, anySalt) == nil, nil
 			}
 			return rsa.VerifyPKCS1v15(public, h, digest, sig) == nil, nil
 		}}
