@@ -73,7 +73,7 @@ var fitting = map[string]string{
 }
 
 // pkcs8 is a private key in PEM.
-func pkcs8(t *testing.T, key any) []byte {
+func pkcs8(t testing.TB, key any) []byte {
 	t.Helper()
 	der, err := smx509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
@@ -96,14 +96,14 @@ func folderOf(t *testing.T) string {
 	return dir
 }
 
-func write(t *testing.T, path string, raw []byte) {
+func write(t testing.TB, path string, raw []byte) {
 	t.Helper()
 	if err := os.WriteFile(path, raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func openFolder(t *testing.T, dir string) block.Crypto {
+func openFolder(t testing.TB, dir string) block.Crypto {
 	t.Helper()
 	c, err := localkeys.NewFolder(block.Env{Log: slog.New(slog.DiscardHandler)}, &localkeys.FolderConfig{Path: dir})
 	if err != nil {
