@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"io"
@@ -51,8 +52,12 @@ func (s *Server) encrypt(r *Request, a args) {
 			return
 		}
 	}
+	body := bufio.NewReader(r.document())
 	stream, err := s.o.Crypto.Encrypt(r.Context(), a[0], crypto.Encryption{Key: r.Header.Get(keyNameHeader), Wrap: r.Header.Get(keyWrapHeader),
-		Cipher: r.Header.Get(cipherHeader), OmitKey: truthy(r.Header.Get(omitKeyHeader)), DecryptionKey: r.Header.Get(decryptionKeyHeader)}, r.document())
+		Cipher: r.Header.Get(cipherHeader), OmitKey: truthy(r.Header.Get(omitKeyHeader)), DecryptionKey: r.Header.Get(decryptionKeyHeader)}, body)
+	if err == nil && r.Header.Get("Expect") != "" {
+		_, _ = body.Peek(1) // a client that waits to be asked for its body would not send it after an answer has begun
+	}
 	r.answerDocument(a[0], stream, err)
 }
 

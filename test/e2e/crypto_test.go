@@ -90,6 +90,24 @@ func TestCrypto(t *testing.T) {
 	if plain, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != 200 || string(plain) != "hello, w0rld" {
 		t.Errorf("decrypt: %d %s, %v", resp.StatusCode, plain, err)
 	}
+	// curl waits to be asked before it sends a body.
+	req, err := http.NewRequestWithContext(t.Context(), "PUT", s.URL("/v1.0-alpha1/crypto/vault/encrypt"), bytes.NewReader(make([]byte, 3<<20)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{"Expect": "100-continue", "dapr-key-name": "aes", "dapr-key-wrap-algorithm": "A256KW"} {
+		req.Header.Set(name, value)
+	}
+	patient := &http.Transport{ExpectContinueTimeout: time.Minute}
+	defer patient.CloseIdleConnections()
+	asked, err := patient.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer asked.Body.Close()
+	if n, err := io.Copy(io.Discard, asked.Body); err != nil || n < 3<<20 {
+		t.Errorf("a client that waits to be asked: %d bytes, %v", n, err)
+	}
 	// The two providers have the same key under different names.
 	resp = put(t, s, "set", "decrypt", bytes.NewReader(doc), "dapr-key-name", "shared")
 	if plain, _ := io.ReadAll(resp.Body); resp.StatusCode != 200 || string(plain) != "hello, w0rld" {
@@ -146,7 +164,7 @@ func TestCrypto(t *testing.T) {
 		}
 	}
 	for _, want := range []string{ // what is refused before the provider is no operation of it
-		`dapr_component_crypto_count{app_id="me",component="vault",namespace="",operation="crypto_op",success="true"} 3`,
+		`dapr_component_crypto_count{app_id="me",component="vault",namespace="",operation="crypto_op",success="true"} 4`,
 		`dapr_component_crypto_count{app_id="me",component="vault",namespace="",operation="crypto_op",success="false"} 3`,
 		`dapr_component_crypto_count{app_id="me",component="set",namespace="",operation="crypto_op",success="true"} 3`} {
 		if !strings.Contains(string(metrics), want) {
