@@ -74,7 +74,6 @@ var rsaOld = asymmetric{
 		if most := public.Size() - 11; len(plain) > most {
 			return nil, tooLong(op, k, u, most, len(plain))
 		}
-		//lint:ignore SA1019 the algorithm is part of the API; apps are told to prefer RSA-OAEP-256
 		out, err := rsa.EncryptPKCS1v15(rand.Reader, public, plain)
 		return out, refused(op, k, u, err)
 	},
@@ -83,7 +82,6 @@ var rsaOld = asymmetric{
 		if err != nil {
 			return nil, err
 		}
-		//lint:ignore SA1019 the algorithm is part of the API; apps are told to prefer RSA-OAEP-256
 		plain, err := rsa.DecryptPKCS1v15(nil, private, data)
 		if err != nil {
 			return nil, undecipherable(op, u)
