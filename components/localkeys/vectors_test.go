@@ -176,3 +176,34 @@ func TestSMWithOpenSSL(t *testing.T) {
 		t.Errorf("the public key %x is not OpenSSL's %x", a, b)
 	}
 }
+
+// Padding is checked in all its bytes: noise rarely has any that is right.
+func TestPadding(t *testing.T) {
+	p := openFolder(t, folderOf(t))
+	u := block.KeyUse{Key: "sym32", Algorithm: "A256CBC", Nonce: make([]byte, 16)}
+	data := make([]byte, 32)
+	accepted := 0
+	for range 2000 {
+		_, _ = rand.Read(data) // never fails
+		if _, err := p.Decrypt(t.Context(), u, block.Sealed{Data: data}); err == nil {
+			accepted++
+		}
+	}
+	if accepted > 60 { // 8 are to be expected: one byte of value 1 in 256
+		t.Errorf("%d of 2000 random ciphertexts decrypt", accepted)
+	}
+	bare := u
+	bare.Algorithm = "A256CBC-NOPAD"
+	for last, good := range map[string]bool{
+		"0123456789abcde\x01": true, "0123456789abcd\x02\x02": true, "0123456789abcd\x01\x02": false, "0123456789abcde\x00": false, "0123456789abcde\x11": false,
+		strings.Repeat("\x10", 16): true, "\x0f" + strings.Repeat("\x10", 15): false, strings.Repeat("\x0f", 16): true,
+	} {
+		s, err := p.Encrypt(t.Context(), bare, []byte("sixteen bytes, !"+last))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Decrypt(t.Context(), u, s); (err == nil) != good {
+			t.Errorf("padding %q: %v, want it right: %v", last, err, good)
+		}
+	}
+}
