@@ -65,6 +65,12 @@ func table() (out []row) {
 	for _, r := range reasons {
 		out = append(out, row{"binding reason=" + string(r), apierr.Binding("b", because(fault.Unavailable, r))})
 	}
+	for _, r := range reasons {
+		out = append(out, row{"crypto reason=" + string(r), apierr.Crypto("vault", because(fault.Invalid, r))})
+	}
+	for _, r := range reasons {
+		out = append(out, row{"crypto key reason=" + string(r), apierr.CryptoKey("vault", "k", because(fault.NotFound, r))})
+	}
 	for c := fault.Internal; c <= lastCode; c++ {
 		out = append(out, row{fmt.Sprintf("invoke code=%v", c), apierr.Invoke("target", because(c, ""))})
 	}
@@ -76,7 +82,6 @@ func table() (out []row) {
 		{"Unclassified", apierr.Unclassified}, {"APIUnimplemented", apierr.APIUnimplemented}, {"NoInvokeTarget", apierr.NoInvokeTarget},
 		{"DirectInvoke", apierr.DirectInvoke}, {"DirectInvokeDenied", apierr.DirectInvokeDenied}, {"HealthNotReady", apierr.HealthNotReady},
 		{"OutboundNotReady", apierr.OutboundNotReady}, {"HealthAppID", apierr.HealthAppID},
-		{"CryptoNotConfigured", apierr.CryptoNotConfigured},
 		{"ConversationNotFound", apierr.ConversationNotFound}, {"ActorNoPlacement", apierr.ActorNoPlacement}, {"SchedulerJob", apierr.SchedulerJob}}
 	for _, g := range general {
 		out = append(out, row{"row " + g.name, g.row.Because("text")})

@@ -32,7 +32,6 @@ var (
 // Rows of blocks that are not part of this sidecar yet: the answers Dapr gives when nothing
 // of the block is configured.
 var (
-	CryptoNotConfigured   = Row{"ERR_CRYPTO_PROVIDERS_NOT_CONFIGURED", 500, codes.Internal, ""}
 	ConversationNotFound  = Row{"ERR_CONVERSATION_NOT_FOUND", 400, codes.InvalidArgument, ""}
 	ActorNoPlacement      = Row{"ERR_ACTOR_NO_PLACEMENT", 400, codes.Unavailable, ""}
 	SchedulerJob          = Row{"DAPR_SCHEDULER_SCHEDULE_JOB", 500, codes.Internal, "DAPR_SCHEDULER_SCHEDULE_JOB"}
@@ -66,6 +65,10 @@ var (
 	configSubscribe       = Row{"ERR_CONFIGURATION_SUBSCRIBE", 500, codes.InvalidArgument, "ERR_CONFIGURATION_SUBSCRIBE"}
 	invokeOutputBinding   = Row{"ERR_INVOKE_OUTPUT_BINDING", 500, codes.Internal, "ERR_INVOKE_OUTPUT_BINDING"}
 	appChannelNil         = Row{"ERR_APP_CHANNEL_NIL", 500, codes.Internal, "ERR_APP_CHANNEL_NIL"}
+	cryptoNotConfigured   = Row{"ERR_CRYPTO_PROVIDERS_NOT_CONFIGURED", 500, codes.Internal, ""}
+	cryptoNotFound        = Row{"ERR_CRYPTO_PROVIDER_NOT_FOUND", 400, codes.InvalidArgument, ""}
+	cryptoKey             = Row{"ERR_CRYPTO_KEY", 500, codes.Internal, ""}
+	cryptoOperation       = Row{"ERR_CRYPTO", 500, codes.Internal, ""}
 	stateTransactionsHelp = "https://docs.dapr.io/reference/components-reference/supported-state-stores/"
 )
 
@@ -196,6 +199,29 @@ func Binding(name string, err error) *Error {
 		return e
 	}
 	return invokeOutputBinding.Because(message)
+}
+
+// Crypto translates an error of the cryptography service.
+func Crypto(provider string, err error) *Error {
+	return crypto(provider, cryptoOperation, "failed to perform operation: "+err.Error(), err)
+}
+
+// CryptoKey translates an error of reading a public key.
+func CryptoKey(provider, key string, err error) *Error {
+	return crypto(provider, cryptoKey, "failed to retrieve key "+key+": "+err.Error(), err)
+}
+
+func crypto(provider string, row Row, message string, err error) *Error {
+	if e := rejected(message, err); e != nil {
+		return e
+	}
+	switch fault.ReasonOf(err) {
+	case fault.NoComponents:
+		return cryptoNotConfigured.Because("crypto providers not configured")
+	case fault.NoSuchComponent:
+		return cryptoNotFound.Because("crypto provider " + provider + " not found")
+	}
+	return row.Because(message)
 }
 
 // LockOp names a lock operation on the wire.

@@ -66,6 +66,7 @@ type Options struct {
 	Secret  Secret
 	Lock    Lock
 	Config  Config
+	Crypto  Crypto
 	Binding Binding
 	Native  func(grpc.ServiceRegistrar) // registers services of our own; may be nil
 	About   *about.Sidecar

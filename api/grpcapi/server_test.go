@@ -168,7 +168,8 @@ func TestShutdownOverTheAPI(t *testing.T) {
 // block that is not configured, so that SDKs handle it.
 func TestMethodsOfBlocksThatAreNotThere(t *testing.T) {
 	k := newKit(t, grpcapi.Options{})
-	here := map[string]bool{"InvokeService": true, "GetState": true, "GetBulkState": true, "SaveState": true, "QueryStateAlpha1": true, "DeleteState": true,
+	here := map[string]bool{"EncryptAlpha1": true, "DecryptAlpha1": true, "SubtleGetKeyAlpha1": true, "SubtleEncryptAlpha1": true, "SubtleDecryptAlpha1": true,
+		"SubtleWrapKeyAlpha1": true, "SubtleUnwrapKeyAlpha1": true, "SubtleSignAlpha1": true, "SubtleVerifyAlpha1": true, "InvokeService": true, "GetState": true, "GetBulkState": true, "SaveState": true, "QueryStateAlpha1": true, "DeleteState": true,
 		"DeleteBulkState": true, "ExecuteStateTransaction": true, "PublishEvent": true, "BulkPublishEventAlpha1": true, "BulkPublishEvent": true,
 		"SubscribeTopicEventsAlpha1": true, "GetSecret": true, "GetBulkSecret": true, "TryLockAlpha1": true, "UnlockAlpha1": true,
 		"GetConfiguration": true, "GetConfigurationAlpha1": true, "SubscribeConfiguration": true, "SubscribeConfigurationAlpha1": true,

@@ -14,8 +14,6 @@ import (
 var (
 	noActors       = apierr.ActorNoPlacement.Because("placement service is not configured; actors and workflows are not available")
 	noJobs         = apierr.SchedulerJob.Because("jobs are not available: this sidecar has no scheduler")
-	noSubtle       = apierr.APIUnimplemented.Because("this API is currently not implemented")
-	noCrypto       = apierr.CryptoNotConfigured.Because("crypto providers not configured")
 	noConversation = apierr.ConversationNotFound.Because("failed finding conversation component")
 )
 
@@ -72,51 +70,6 @@ func (s *Server) InvokeActor(context.Context, *runtimev1.InvokeActorRequest) (*r
 // SubscribeActorEventsAlpha1 is refused.
 func (s *Server) SubscribeActorEventsAlpha1(runtimev1.Dapr_SubscribeActorEventsAlpha1Server) error {
 	return noActors
-}
-
-// EncryptAlpha1 is refused.
-func (s *Server) EncryptAlpha1(runtimev1.Dapr_EncryptAlpha1Server) error {
-	return noCrypto
-}
-
-// DecryptAlpha1 is refused.
-func (s *Server) DecryptAlpha1(runtimev1.Dapr_DecryptAlpha1Server) error {
-	return noCrypto
-}
-
-// SubtleGetKeyAlpha1 is refused.
-func (s *Server) SubtleGetKeyAlpha1(context.Context, *runtimev1.SubtleGetKeyRequest) (*runtimev1.SubtleGetKeyResponse, error) {
-	return nil, noSubtle
-}
-
-// SubtleEncryptAlpha1 is refused.
-func (s *Server) SubtleEncryptAlpha1(context.Context, *runtimev1.SubtleEncryptRequest) (*runtimev1.SubtleEncryptResponse, error) {
-	return nil, noSubtle
-}
-
-// SubtleDecryptAlpha1 is refused.
-func (s *Server) SubtleDecryptAlpha1(context.Context, *runtimev1.SubtleDecryptRequest) (*runtimev1.SubtleDecryptResponse, error) {
-	return nil, noSubtle
-}
-
-// SubtleWrapKeyAlpha1 is refused.
-func (s *Server) SubtleWrapKeyAlpha1(context.Context, *runtimev1.SubtleWrapKeyRequest) (*runtimev1.SubtleWrapKeyResponse, error) {
-	return nil, noSubtle
-}
-
-// SubtleUnwrapKeyAlpha1 is refused.
-func (s *Server) SubtleUnwrapKeyAlpha1(context.Context, *runtimev1.SubtleUnwrapKeyRequest) (*runtimev1.SubtleUnwrapKeyResponse, error) {
-	return nil, noSubtle
-}
-
-// SubtleSignAlpha1 is refused.
-func (s *Server) SubtleSignAlpha1(context.Context, *runtimev1.SubtleSignRequest) (*runtimev1.SubtleSignResponse, error) {
-	return nil, noSubtle
-}
-
-// SubtleVerifyAlpha1 is refused.
-func (s *Server) SubtleVerifyAlpha1(context.Context, *runtimev1.SubtleVerifyRequest) (*runtimev1.SubtleVerifyResponse, error) {
-	return nil, noSubtle
 }
 
 // StartWorkflowAlpha1 is refused.

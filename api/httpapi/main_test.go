@@ -138,7 +138,7 @@ type kit struct {
 
 func newKit(change ...func(*httpapi.Options)) *kit {
 	k := &kit{state: &stateService{}, pubsub: &publisher{}, secret: &secrets{}, lock: &lockService{}, config: &configService{}, bind: &bindingService{}, about: about.New("app"), served: &served{}}
-	o := httpapi.Options{AppID: "app", MaxBody: 1 << 20, Invoke: answers(&call.Response{Status: 200}), State: k.state, PubSub: k.pubsub, Secret: k.secret, Lock: k.lock, Config: k.config, Binding: k.bind, About: k.about,
+	o := httpapi.Options{AppID: "app", MaxBody: 1 << 20, Invoke: answers(&call.Response{Status: 200}), State: k.state, PubSub: k.pubsub, Secret: k.secret, Lock: k.lock, Config: k.config, Crypto: noProviders, Binding: k.bind, About: k.about,
 		Observe: k.served, Log: slog.New(slog.DiscardHandler)}
 	for _, f := range change {
 		f(&o)

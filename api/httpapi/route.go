@@ -183,10 +183,18 @@ func init() { // a literal would be an initialisation cycle: handlers reach look
 			{post, workflows, "*/*/raiseEvent/*", "RaiseEventWorkflow", "workflows", noActors},
 		},
 		"crypto": {
-			{"PUT", alpha1, "*/encrypt", "EncryptAlpha1", "crypto", noCrypto},
-			{"PUT", alpha1, "*/decrypt", "DecryptAlpha1", "crypto", noCrypto},
+			{"PUT", alpha1, "*/encrypt", "EncryptAlpha1", "crypto", (*Server).encrypt},
+			{"PUT", alpha1, "*/decrypt", "DecryptAlpha1", "crypto", (*Server).decrypt},
 		},
-		"subtlecrypto": {{post, alpha1, "*/*", "SubtleCrypto", "subtlecrypto", noSubtle}},
+		"subtlecrypto": {
+			{post, alpha1, "*/getkey", "SubtleGetKeyAlpha1", "subtlecrypto", (*Server).subtleKey},
+			{post, alpha1, "*/encrypt", "SubtleEncryptAlpha1", "subtlecrypto", (*Server).subtleEncrypt},
+			{post, alpha1, "*/decrypt", "SubtleDecryptAlpha1", "subtlecrypto", (*Server).subtleDecrypt},
+			{post, alpha1, "*/wrapkey", "SubtleWrapKeyAlpha1", "subtlecrypto", (*Server).subtleWrap},
+			{post, alpha1, "*/unwrapkey", "SubtleUnwrapKeyAlpha1", "subtlecrypto", (*Server).subtleUnwrap},
+			{post, alpha1, "*/sign", "SubtleSignAlpha1", "subtlecrypto", (*Server).subtleSign},
+			{post, alpha1, "*/verify", "SubtleVerifyAlpha1", "subtlecrypto", (*Server).subtleVerify},
+		},
 		"conversation": {{post, alpha1 + " " + alpha2, "*/converse", "Converse", "conversation", noConversation}},
 	}
 }

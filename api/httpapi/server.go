@@ -76,6 +76,7 @@ type Options struct {
 	Secret  Secret
 	Lock    Lock
 	Config  Config
+	Crypto  Crypto
 	Binding Binding
 	// Native registers services of our own, whose unary methods are answered as JSON; may be nil.
 	Native  func(grpc.ServiceRegistrar)

@@ -13,14 +13,6 @@ func noActors(_ *Server, r *Request, _ args) {
 	r.Fail(apierr.ActorNoPlacement.Because("placement service is not configured; actors and workflows are not available"))
 }
 
-func noCrypto(_ *Server, r *Request, _ args) {
-	r.Fail(apierr.CryptoNotConfigured.Because("crypto providers not configured"))
-}
-
-func noSubtle(_ *Server, r *Request, _ args) {
-	r.Fail(apierr.APIUnimplemented.Because("this API is currently not implemented"))
-}
-
 func noConversation(_ *Server, r *Request, a args) {
 	r.Fail(apierr.ConversationNotFound.Because("failed finding conversation component " + a[0]))
 }

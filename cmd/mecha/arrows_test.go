@@ -46,10 +46,11 @@ var rules = []rule{
 	{"runtime/secret", "runtime/call runtime/catalog runtime/identity components/block components/fault", "services decide; edges and backends are others' business"},
 	{"runtime/cache", "runtime/call runtime/catalog runtime/identity components/block components/fault", "services decide; edges and backends are others' business"},
 	{"runtime/lock", "runtime/call runtime/catalog runtime/identity components/block components/fault", "services decide; edges and backends are others' business"},
+	{"runtime/crypto", "runtime/call runtime/catalog runtime/identity components/block components/fault", "services decide; edges and backends are others' business"},
 	{"runtime/config", "runtime/app runtime/call runtime/catalog runtime/identity components/block components/fault", "services decide; edges and backends are others' business; updates are calls to the app"},
 	{"runtime/binding", "runtime/app runtime/call runtime/catalog runtime/identity components/block components/fault", "services decide; edges and backends are others' business; events are calls to the app"},
 	{"runtime/invoke", "runtime/call runtime/catalog runtime/identity components/block components/fault", "services decide; peers and endpoints are reached through interfaces the edges implement"},
-	{"runtime/host", "runtime/about runtime/app runtime/binding runtime/cache runtime/call runtime/catalog runtime/config runtime/identity runtime/invoke runtime/lock runtime/outbox runtime/policy runtime/policy/file runtime/pubsub runtime/secret runtime/settings runtime/state runtime/telemetry components/block components/conf components/fault", "the host builds the runtime; edges and backends are handed to it by cmd"},
+	{"runtime/host", "runtime/about runtime/app runtime/binding runtime/cache runtime/call runtime/catalog runtime/config runtime/crypto runtime/identity runtime/invoke runtime/lock runtime/outbox runtime/policy runtime/policy/file runtime/pubsub runtime/secret runtime/settings runtime/state runtime/telemetry components/block components/conf components/fault", "the host builds the runtime; edges and backends are handed to it by cmd"},
 	{"api/mecha/v1", "", "generated stubs, for the house and for its callers"},
 	{"api/apierr", "components/fault", "one table for all wires"},
 	{"api/h1", "runtime/call components/fault", "a wire carries requests and knows no API"},
@@ -59,7 +60,7 @@ var rules = []rule{
 	{"api/nativeapi", "api/apierr api/mecha/v1 runtime/cache runtime/state components/block components/fault", "it gives the services the form of the stubs; gRPC and HTTP carry them"},
 	{"api/adminapi", "runtime/telemetry components/fault", "the admin ports show what they are handed"},
 	{"api/httpapi/middleware", "api/httpapi api/apierr runtime/call components/conf components/fault", "middleware is part of the HTTP edge"},
-	{"api/*", "api/apierr api/h1 api/h2 api/link runtime/call runtime/about runtime/app runtime/binding runtime/config runtime/invoke runtime/pubsub runtime/state components/block components/fault", "edges translate: they use the services' request types, never each other, a backend, policy or the catalog"},
+	{"api/*", "api/apierr api/h1 api/h2 api/link runtime/call runtime/about runtime/app runtime/binding runtime/config runtime/crypto runtime/invoke runtime/pubsub runtime/state components/block components/fault", "edges translate: they use the services' request types, never each other, a backend, policy or the catalog"},
 	{"cmd/mecha/launch", "components/conf", "mecha run starts processes; it links no part of the sidecar"},
 }
 

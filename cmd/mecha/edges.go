@@ -101,9 +101,9 @@ func (e *edges) Servers(s *host.Services) ([]host.Server, error) {
 	native := &nativeapi.Server{State: s.State, Lock: s.Lock, Cache: s.Cache}
 	web := httpapi.New(httpapi.Options{Native: native.Register, AppID: e.set.AppID, Token: e.set.APIToken.Reveal(), MaxBody: int64(e.set.MaxBodySize), MaxHeader: e.maxHeader(),
 		Origins: splitList(e.set.AllowedOrigins), Allow: e.httpRules(), Pipeline: e.middleware.api(e.config.HTTPPipeline), H2C: !e.set.HTTPDisableH2C,
-		Invoke: s.Invoke, State: s.State, PubSub: s.PubSub, Secret: s.Secret, Lock: s.Lock, Config: s.Config, Binding: s.Binding, About: s.About, Observe: obs, Tracing: e.tracing, Log: telemetry.Scope(e.log, "dapr.runtime.http")})
+		Invoke: s.Invoke, State: s.State, PubSub: s.PubSub, Secret: s.Secret, Lock: s.Lock, Config: s.Config, Crypto: s.Crypto, Binding: s.Binding, About: s.About, Observe: obs, Tracing: e.tracing, Log: telemetry.Scope(e.log, "dapr.runtime.http")})
 	rpc := grpcapi.New(grpcapi.Options{Native: native.Register, AppID: e.set.AppID, Token: e.set.APIToken.Reveal(), MaxMessage: int(e.set.MaxBodySize), MaxHeader: int(e.set.ReadBufferSize),
-		Allow: e.grpcRules(), Invoke: s.Invoke, State: s.State, PubSub: s.PubSub, Secret: s.Secret, Lock: s.Lock, Config: s.Config, Binding: s.Binding, About: s.About, Observe: obs, Tracing: e.tracing, Log: telemetry.Scope(e.log, "dapr.runtime.grpc.api")})
+		Allow: e.grpcRules(), Invoke: s.Invoke, State: s.State, PubSub: s.PubSub, Secret: s.Secret, Lock: s.Lock, Config: s.Config, Crypto: s.Crypto, Binding: s.Binding, About: s.About, Observe: obs, Tracing: e.tracing, Log: telemetry.Scope(e.log, "dapr.runtime.grpc.api")})
 	peer := peerapi.NewServer(s.Invoke, e.greeting(), e.log)
 
 	l := s.Listeners

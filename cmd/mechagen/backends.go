@@ -8,6 +8,7 @@ import (
 	"github.com/mecha-project/mecha/components/hostdir"
 	"github.com/mecha-project/mecha/components/httpbinding"
 	"github.com/mecha-project/mecha/components/kubernetes"
+	"github.com/mecha-project/mecha/components/localkeys"
 	"github.com/mecha-project/mecha/components/localsecret"
 	"github.com/mecha-project/mecha/components/localstorage"
 	"github.com/mecha-project/mecha/components/mdns"
@@ -31,6 +32,7 @@ func backends() []block.Backend {
 		mysql.Backend(),
 		redis.Backend(),
 		localsecret.Backend(),
+		localkeys.Backend(),
 		vault.Backend(),
 		kubernetes.Backend(),
 		cron.Backend(),

@@ -1,8 +1,8 @@
 // Package block is the whole of what the house asks of a backend: one contract per
 // building block, the value types they exchange, and the form in which a backend
 // registers its parts. It is meant to be read in one sitting; start here, then read
-// state.go (and query.go), pubsub.go, configuration.go, lock.go, secret.go, binding.go, cache.go or
-// registry.go.
+// state.go (and query.go), pubsub.go, configuration.go, lock.go, secret.go, crypto.go, binding.go,
+// cache.go or registry.go.
 //
 // A backend translates between a contract and its product's client library. It does not
 // retry, log per request, measure, cache or decide: layers above do, once for all backends.
@@ -172,6 +172,11 @@ func SecretPart[C any](name, doc string, defaults func() *C, open func(Env, *C) 
 // BindingPart declares a binding, whose component is an Output, an Input or both.
 func BindingPart[C any](name, doc string, defaults func() *C, open func(Env, *C) (Component, error), opts ...Option) Part {
 	return newPart(KindBinding, name, doc, defaults, open, opts)
+}
+
+// CryptoPart declares a provider of keys.
+func CryptoPart[C any](name, doc string, defaults func() *C, open func(Env, *C) (Crypto, error), opts ...Option) Part {
+	return newPart(KindCrypto, name, doc, defaults, open, opts)
 }
 
 // RegistryPart declares a name resolver.

@@ -10,7 +10,7 @@ import (
 // callKinds are the kinds of calls that components of a block take.
 var callKinds = map[block.Kind]call.Kind{
 	block.KindState: call.State, block.KindPubSub: call.Publish, block.KindSecret: call.Secret, block.KindLock: call.Lock,
-	block.KindConfig: call.Config, block.KindBinding: call.Binding, block.KindCache: call.Cache,
+	block.KindConfig: call.Config, block.KindBinding: call.Binding, block.KindCrypto: call.Crypto, block.KindCache: call.Cache,
 }
 
 // CallKind is the kind of calls that a component of a type ("state.redis") takes; ok is false for

@@ -40,6 +40,7 @@ type Catalog struct {
 	Lock   *Store[block.Lock]
 	Config *Store[block.Configuration]
 	Cache  *Store[block.Cache]
+	Crypto *Store[block.Crypto]
 	// Binding holds components that are a block.Output, a block.Input or both.
 	Binding *Store[block.Component]
 
@@ -63,7 +64,7 @@ type Options struct {
 func New(o Options) *Catalog {
 	return &Catalog{State: NewStore[block.State](block.KindState), PubSub: NewStore[block.PubSub](block.KindPubSub), Secret: NewStore[block.Secret](block.KindSecret),
 		Lock: NewStore[block.Lock](block.KindLock), Config: NewStore[block.Configuration](block.KindConfig),
-		Cache: NewStore[block.Cache](block.KindCache), Binding: NewStore[block.Component](block.KindBinding),
+		Cache: NewStore[block.Cache](block.KindCache), Crypto: NewStore[block.Crypto](block.KindCrypto), Binding: NewStore[block.Component](block.KindBinding),
 		backends: o.Backends, env: o.Env, govern: o.Govern, log: o.Log}
 }
 
@@ -164,6 +165,10 @@ func (c *Catalog) place(info Info, comp block.Component) func() *Retired {
 		if b, ok := comp.(block.Configuration); ok {
 			return func() *Retired { return c.Config.Put(NewHandle(info, b, c.target(call.Config, info.Name))).retire() }
 		}
+	case block.KindCrypto:
+		if b, ok := comp.(block.Crypto); ok {
+			return func() *Retired { return c.Crypto.Put(NewHandle(info, b, c.target(call.Crypto, info.Name))).retire() }
+		}
 	case block.KindCache:
 		if b, ok := comp.(block.Cache); ok {
 			return func() *Retired { return c.Cache.Put(NewHandle(info, b, c.target(call.Cache, info.Name))).retire() }
@@ -242,6 +247,7 @@ func (c *Catalog) Remove(name string) (out []*Retired) {
 		c.Lock.Remove(name).retire(),
 		c.Config.Remove(name).retire(),
 		c.Cache.Remove(name).retire(),
+		c.Crypto.Remove(name).retire(),
 		c.Binding.Remove(name).retire(),
 	} {
 		if r != nil {
@@ -279,6 +285,11 @@ func (c *Catalog) Infos() []Info {
 			out = append(out, h.Info)
 		}
 	}
+	for _, h := range c.Crypto.List() {
+		if !h.Away() {
+			out = append(out, h.Info)
+		}
+	}
 	for _, h := range c.Cache.List() {
 		if !h.Away() {
 			out = append(out, h.Info)
@@ -297,7 +308,7 @@ func (c *Catalog) Close(ctx context.Context) error {
 	for _, info := range c.Infos() {
 		c.log.Info("Shutting down component " + (&Spec{Name: info.Name, Type: info.Type, Version: info.Version}).LogName())
 	}
-	return errors.Join(c.PubSub.Close(ctx), c.State.Close(ctx), c.Secret.Close(ctx), c.Lock.Close(ctx), c.Config.Close(ctx), c.Cache.Close(ctx), c.Binding.Close(ctx))
+	return errors.Join(c.PubSub.Close(ctx), c.State.Close(ctx), c.Secret.Close(ctx), c.Lock.Close(ctx), c.Config.Close(ctx), c.Crypto.Close(ctx), c.Cache.Close(ctx), c.Binding.Close(ctx))
 }
 
 func creation(s *Spec, err error) error {
@@ -342,6 +353,8 @@ func kindName(k block.Kind) string {
 		return "binding"
 	case block.KindCache:
 		return "cache"
+	case block.KindCrypto:
+		return "crypto provider"
 	}
 	return string(k) + " component"
 }

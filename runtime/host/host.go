@@ -29,6 +29,7 @@ import (
 	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/catalog"
 	"github.com/mecha-project/mecha/runtime/config"
+	"github.com/mecha-project/mecha/runtime/crypto"
 	"github.com/mecha-project/mecha/runtime/identity"
 	"github.com/mecha-project/mecha/runtime/invoke"
 	"github.com/mecha-project/mecha/runtime/lock"
@@ -119,6 +120,7 @@ type Services struct {
 	Secret    *secret.Service
 	Lock      *lock.Service
 	Config    *config.Service
+	Crypto    *crypto.Service
 	Binding   *binding.Service
 	Cache     *cache.Service
 	App       *app.App
@@ -323,6 +325,7 @@ func (h *Sidecar) buildServices(ctx context.Context, l Listeners) error {
 		PubSub: messages, Secret: h.secrets.service, Lock: lock.New(h.catalog.Lock, h.self),
 		Config: config.New(h.catalog.Config, h.self, config.Options{Log: telemetry.Scope(h.log, "dapr.runtime.processor.configuration"),
 			Recorder: h.o.Metrics, App: h.app, Inbound: inbound(call.Config)}),
+		Crypto:  crypto.New(h.catalog.Crypto, h.self, h.o.Metrics),
 		Binding: binding.New(h.catalog.Binding, h.self, bs),
 		Cache:   cache.New(h.catalog.Cache, h.self, h.o.Metrics, telemetry.Scope(h.log, "dapr.runtime.processor.cache")),
 		App:     h.app, About: h.about, Listeners: l}

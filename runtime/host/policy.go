@@ -114,6 +114,8 @@ func (h *Sidecar) placeAway() {
 			place(h, h.catalog.Lock, a)
 		case call.Config:
 			place(h, h.catalog.Config, a)
+		case call.Crypto:
+			place(h, h.catalog.Crypto, a)
 		case call.Binding:
 			place(h, h.catalog.Binding, a)
 		case call.Cache:
@@ -213,6 +215,8 @@ func (h *Sidecar) ping(ctx context.Context, kind call.Kind, name string) error {
 		return h.catalog.Lock.Ping(ctx, name)
 	case call.Config:
 		return h.catalog.Config.Ping(ctx, name)
+	case call.Crypto:
+		return h.catalog.Crypto.Ping(ctx, name)
 	case call.Binding:
 		return h.catalog.Binding.Ping(ctx, name)
 	case call.Cache:

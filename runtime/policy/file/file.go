@@ -105,7 +105,7 @@ func empty(s *policy.Spec) bool {
 
 // component kinds that policies name: others have no components.
 var componentKinds = map[string]call.Kind{"state": call.State, "publish": call.Publish, "secret": call.Secret, "lock": call.Lock, "configuration": call.Config,
-	"binding": call.Binding, "cache": call.Cache}
+	"binding": call.Binding, "crypto": call.Crypto, "cache": call.Cache}
 
 // reach are the kinds of components a policy is for, each with the plain names it is to have:
 // those of the entries of match that say both. No names means any.

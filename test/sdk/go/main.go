@@ -30,8 +30,10 @@ func main() {
 		err = open(r)
 	case "locked":
 		err = locked(r)
+	case "crypto":
+		err = cryptoMode(r)
 	default:
-		err = fmt.Errorf("mode %q: use open or locked", mode)
+		err = fmt.Errorf("mode %q: use open, locked or crypto", mode)
 	}
 	if err != nil {
 		r.step("setup", func(context.Context) error { return err })

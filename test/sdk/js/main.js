@@ -6,6 +6,7 @@
 const { DaprClient, CommunicationProtocolEnum, HttpMethod } = require("@dapr/dapr");
 const { Report, Inbox, expect, refused, did } = require("./report.js");
 const { newApp, pubsubs, quiet } = require("./apps.js");
+const { crypto } = require("./crypto.js");
 const { stateSteps } = require("./state.js");
 const { configurationSteps, lockSteps, secretSteps, bindingSteps } = require("./blocks.js");
 const { pubsubSteps } = require("./pubsub.js");
@@ -138,7 +139,7 @@ async function locked(r) {
 
 async function main() {
   const r = new Report();
-  const modes = { open, locked };
+  const modes = { open, locked, crypto };
   await r.step("setup", async () => expect("the mode is known", process.argv[2] in modes, true));
   await modes[process.argv[2]](r);
   console.log(`DONE ${r.passed} passed, ${r.failed} failed`);

@@ -19,6 +19,7 @@ from dapr.clients.exceptions import DaprGrpcError, DaprHttpError
 from dapr.conf import settings
 from grpc import RpcError, StatusCode
 
+from crypto import crypto_mode
 from report import Report, expect, refused
 
 
@@ -247,7 +248,7 @@ def locked_mode(r):
 def main():
     warnings.simplefilter('ignore')  # some methods are deprecated and yet in use
     r = Report()
-    {'open': open_mode, 'locked': locked_mode}[sys.argv[1]](r)
+    {'open': open_mode, 'locked': locked_mode, 'crypto': crypto_mode}[sys.argv[1]](r)
     print(f'DONE {r.passed} passed, {r.failed} failed', flush=True)
     # The servers' threads would keep the interpreter.
     os._exit(1 if r.failed else 0)
