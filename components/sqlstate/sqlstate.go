@@ -1,10 +1,10 @@
 // Package sqlstate is what state stores on SQL databases have in common: tables made on
 // first use, expired rows removed now and then by one of many sidecars, the text form of
-// values, and, for drivers of database/sql, the store itself (Store), which needs only a
-// product's statements (Dialect).
+// values, pages of scans, names and numbers of fences, and, for drivers of database/sql, the
+// store itself (Store), which needs only a product's statements (Dialect).
 //
-// It is no backend: it knows no product and offers no part. Start reading at Store; Gate and
-// Cleaner stand alone.
+// It is no backend: it knows no product and offers no part. Start reading at Store; Gate, Cleaner
+// and Pager stand alone.
 package sqlstate
 
 import (

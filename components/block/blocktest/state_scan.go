@@ -351,7 +351,7 @@ func scanChanging(s *scanning) {
 			}
 		})
 	}
-	for round := 0; round < 12 || written.Load() < 300; round++ {
+	for round := 0; round < 12 || written.Load() < 100; round++ {
 		limit := 1 + round%12*3
 		got := s.all(s.key("p/"), limit, round%4 == 3)
 		for _, k := range stable {

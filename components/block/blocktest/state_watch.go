@@ -219,6 +219,7 @@ func watchChanges(w *watching) {
 		stale := "no etag of this store"
 		err := tx.Transact(w.ctx(), []block.StateOp{set(a, "undone"), setIf(b, "undone", stale)})
 		wantCode(w, "a transaction with a foreign etag", err, fault.Conflict, fault.BadEtag)
+		step(w.key("behind"), "it") // before something later takes the place of what must not be told
 		if err := tx.Transact(w.ctx(), []block.StateOp{set(a, "7"), set(w.key("t"), "7"), del(b, "")}); err != nil {
 			w.Fatalf("Transact: %v", err)
 		}
