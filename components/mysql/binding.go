@@ -3,6 +3,7 @@ package mysql
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"strconv"
 	"strings"
@@ -25,17 +26,22 @@ func NewBinding(_ block.Env, c *BindingConfig) (block.Component, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fault.Wrap(op, fault.Invalid, err)
 	}
-	db, addr, err := c.pool()
+	dc, err := c.driver()
 	if err != nil {
 		return nil, fault.Wrap(op, fault.Invalid, err)
 	}
-	return &output{c: *c, db: db, where: "the database on " + addr}, nil
+	db, err := c.pool(dc)
+	if err != nil {
+		return nil, fault.Wrap(op, fault.Invalid, err)
+	}
+	return &output{c: *c, db: db, many: dc.MultiStatements, where: "the database on " + dc.Addr}, nil
 }
 
 // output runs the app's statements.
 type output struct {
 	c     BindingConfig
 	db    *sql.DB // makes connections by itself, when it needs them
+	many  bool    // whether one text may hold several statements
 	where string
 
 	mu     sync.Mutex
@@ -93,13 +99,15 @@ func (o *output) Invoke(ctx context.Context, r block.BindingRequest) (*block.Bin
 	began := time.Now()
 	var data []byte
 	var affected int64
-	err = o.do(ctx, op, req, func(ctx context.Context) (err error) {
-		if req.Operation == sqlbinding.Query {
-			data, err = o.query(ctx, op, req, args)
+	err = o.do(ctx, op, req, func(ctx context.Context) error {
+		return o.on(ctx, req, func(db runner) (err error) {
+			if req.Operation == sqlbinding.Query {
+				data, err = o.query(ctx, op, db, req, args)
+				return err
+			}
+			affected, err = changed(db.ExecContext(ctx, req.SQL, args...))
 			return err
-		}
-		affected, err = changed(o.db.ExecContext(ctx, req.SQL, args...))
-		return err
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -121,6 +129,53 @@ func (o *output) rest(ctx context.Context, op fault.Op) error {
 	return nil
 }
 
+// runner is a pool or a connection.
+type runner interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// on runs a statement on some connection. One that may leave the connection in a transaction, in
+// which statements of others would be acknowledged and lost, gets a connection that is cleaned or
+// given up behind it.
+func (o *output) on(ctx context.Context, req *sqlbinding.Request, run func(runner) error) error {
+	call := false
+	switch req.Word() {
+	case "SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE", "WITH", "VALUES", "TABLE", "CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME",
+		"SHOW", "EXPLAIN", "DESCRIBE", "DESC", "ANALYZE", "OPTIMIZE", "CHECK", "GRANT", "REVOKE", "DO", "LOAD":
+		if !o.many || !strings.Contains(req.SQL, ";") {
+			return run(o.db)
+		}
+	case "CALL":
+		call = !o.many
+	}
+	for tries := 1; ; tries++ {
+		c, err := o.db.Conn(ctx)
+		if err != nil {
+			return err
+		}
+		err = run(c)
+		if err != nil || !call || !clean(ctx, c) {
+			_ = c.Raw(func(any) error { return driver.ErrBadConn })
+		}
+		_ = c.Close() // its only error is that of the line above
+		if !errors.Is(err, driver.ErrBadConn) || tries == 3 {
+			return err
+		}
+		// The connection was stale and took nothing.
+	}
+}
+
+// clean ends what a procedure may have begun.
+func clean(ctx context.Context, c *sql.Conn) bool {
+	for _, q := range []string{"ROLLBACK", "SET autocommit = 1"} {
+		if _, err := c.ExecContext(ctx, q); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
 func changed(r sql.Result, err error) (int64, error) {
 	if err != nil {
 		return 0, err
@@ -129,10 +184,10 @@ func changed(r sql.Result, err error) (int64, error) {
 }
 
 // query reads the rows of a statement; of a procedure's several results the first.
-func (o *output) query(ctx context.Context, op fault.Op, req *sqlbinding.Request, args []any) ([]byte, error) {
+func (o *output) query(ctx context.Context, op fault.Op, db runner, req *sqlbinding.Request, args []any) ([]byte, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	rows, err := o.db.QueryContext(ctx, req.SQL, args...)
+	rows, err := db.QueryContext(ctx, req.SQL, args...)
 	if err != nil {
 		return nil, err
 	}

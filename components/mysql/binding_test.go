@@ -100,7 +100,7 @@ func TestBinding(t *testing.T) {
 	}
 	for name, test := range map[string]func(*testing.T, int){
 		"operations": bindingOperations, "types": bindingTypes, "params": bindingParams, "refusals": bindingRefusals, "close": bindingClose,
-		"large result": bindingMaxResult, "at once": bindingAtOnce, "session": bindingSession, "secrets": bindingSecrets,
+		"large result": bindingMaxResult, "at once": bindingAtOnce, "session": bindingSession, "left transaction": bindingLeftTransaction, "secrets": bindingSecrets,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, port) })
 	}
@@ -282,6 +282,7 @@ func bindingClose(t *testing.T, port int) {
 	if again := id(); again == first {
 		t.Error("the connection is still there")
 	}
+	exec(t, b, "DO 1", "")
 	if again := id(); again != id() {
 		t.Error("connections are not kept any more")
 	}
@@ -338,6 +339,43 @@ func bindingSession(t *testing.T, port int) {
 	}
 	if got := query(t, given, "SELECT @@session.time_zone AS zone, @@session.sql_mode AS mode", ""); got != `[{"zone":"+05:00","mode":"ANSI_QUOTES"}]` {
 		t.Errorf("given variables: %s", got)
+	}
+}
+
+// What is acknowledged is committed, whatever a statement before it has left behind.
+func bindingLeftTransaction(t *testing.T, port int) {
+	db := direct(t, port, "")
+	for name, options := range map[string]string{"plain": "", "off": "?autocommit=0", "many": "?multiStatements=true&Autocommit=false"} {
+		b := openBinding(t, "url", shop(t, port, options), "maxOpenConns", "1")
+		run(t, db, "CREATE OR REPLACE TABLE shop.l (n int)")
+		run(t, db, "CREATE OR REPLACE PROCEDURE shop.half() BEGIN START TRANSACTION; INSERT INTO l VALUES (99); END")
+		run(t, db, "CREATE OR REPLACE PROCEDURE shop.off() BEGIN SET autocommit = 0; INSERT INTO l VALUES (98); COMMIT; SELECT 7 AS seven; END")
+		leaves := []string{"BEGIN", "START TRANSACTION", "SET autocommit = 0", "CALL half()", "-- x\nBEGIN"}
+		if name == "many" {
+			leaves = append(leaves, "INSERT INTO l VALUES (98); BEGIN; INSERT INTO l VALUES (99)", "SELECT 1; BEGIN; INSERT INTO l VALUES (99)")
+		}
+		n := 0
+		for _, q := range leaves {
+			exec(t, b, q, "")
+			n++
+			exec(t, b, "INSERT INTO l VALUES (?)", fmt.Sprintf("[%d]", n))
+		}
+		if got := text(t, db, "SELECT GROUP_CONCAT(n ORDER BY n) FROM shop.l WHERE n < 98"); got != "1,2,3,4,5,6,7"[:2*n-1] {
+			t.Errorf("%s: committed are %s of %d", name, got, n)
+		}
+		if got := text(t, db, "SELECT COUNT(*) FROM shop.l WHERE n = 99"); got != "0" {
+			t.Errorf("%s: %s rows of transactions that nobody has ended", name, got)
+		}
+		if got := query(t, b, "CALL off()", ""); got != `[{"seven":7}]` {
+			t.Errorf("%s: a procedure answers %s", name, got)
+		}
+		if got := text(t, db, "SELECT COUNT(*) FROM shop.l WHERE n = 98"); got == "0" {
+			t.Errorf("%s: what a procedure has committed is gone", name)
+		}
+		exec(t, b, "INSERT INTO l VALUES (?)", "[50]")
+		if got := text(t, db, "SELECT COUNT(*) FROM shop.l WHERE n = 50"); got != "1" {
+			t.Errorf("%s: a statement after a procedure that has turned autocommit off is not committed", name)
+		}
 	}
 }
 

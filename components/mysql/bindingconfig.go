@@ -3,6 +3,7 @@ package mysql
 import (
 	"database/sql"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -76,6 +77,14 @@ func (c *BindingConfig) driver() (*mysql.Config, error) {
 	}
 	dc.ParseTime = true          // as Dapr: times are times
 	dc.InterpolateParams = false // parameters stay out of the statement's text
+	given := dc.Params
+	dc.Params = map[string]string{}
+	for k, v := range given {
+		if !strings.EqualFold(k, "autocommit") {
+			dc.Params[k] = v
+		}
+	}
+	dc.Params["autocommit"] = "1" // what is acknowledged is committed
 	return dc, nil
 }
 
@@ -83,14 +92,10 @@ func (c *BindingConfig) driver() (*mysql.Config, error) {
 const bindingConns = 16
 
 // pool makes the pool without I/O.
-func (c *BindingConfig) pool() (*sql.DB, string, error) {
-	dc, err := c.driver()
-	if err != nil {
-		return nil, "", err
-	}
+func (c *BindingConfig) pool(dc *mysql.Config) (*sql.DB, error) {
 	made, err := mysql.NewConnector(dc)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	timeout := c.Timeout
 	if timeout <= 0 {
@@ -105,7 +110,7 @@ func (c *BindingConfig) pool() (*sql.DB, string, error) {
 		idle = 5 * time.Minute // proxies and firewalls forget idle connections
 	}
 	db.SetConnMaxIdleTime(idle)
-	return db, dc.Addr, nil
+	return db, nil
 }
 
 func (c *BindingConfig) open() int {
