@@ -402,6 +402,20 @@ func bindingSecrets(t *testing.T, port int) {
 	}
 }
 
+// Whatever a server sends, the answer is JSON.
+func FuzzBindingValue(f *testing.F) {
+	kinds := []string{"INT", "UNSIGNED BIGINT", "YEAR", "DOUBLE", "DECIMAL", "JSON", "BLOB", "VARBINARY", "BIT", "VARCHAR", "DATETIME", "?"}
+	for i, s := range []string{"", "0042", "-1", "1e+20", "x", "{", "\xff", "{\"a\": 1}"} {
+		f.Add(uint8(i), []byte(s))
+	}
+	f.Fuzz(func(t *testing.T, kind uint8, raw []byte) {
+		k := kinds[int(kind)%len(kinds)]
+		if out := mysql.AppendValue(nil, k, raw); !json.Valid(out) {
+			t.Fatalf("%s %q is %s", k, raw, out)
+		}
+	})
+}
+
 func TestBindingTLS(t *testing.T) {
 	server := servers.MySQL(t)
 	b := openBinding(t, "url", shop(t, server.Port, "?tls=custom"), "pemPath", server.Cert)

@@ -209,8 +209,8 @@ func (o *output) outdated(err error) bool {
 	return ok && (e.Code == "0A000" && e.Routine == "RevalidateCachedQuery" || e.Code == "08P01" && o.mode == pgx.QueryExecModeCacheDescribe)
 }
 
-// refused says what the server's refusal of an app's statement means. Errors it does not know are
-// left to server.failed.
+// refused says what the server's refusal of an app's statement means. Errors that are not about the
+// statement are left to server.failed.
 func (o *output) refused(op fault.Op, c *pgx.Conn, req *sqlbinding.Request, err error) error {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
@@ -225,13 +225,16 @@ func (o *output) refused(op fault.Op, c *pgx.Conn, req *sqlbinding.Request, err 
 		}
 		return err
 	}
-	code := meaning(e)
-	if code == fault.OK {
-		return err
-	}
 	sent := fault.SentMaybe
 	if req.AllOrNothing() {
 		sent = fault.SentNever
+	}
+	code := meaning(e)
+	if code == fault.OK {
+		if known, ok := errors.AsType[*fault.Error](o.explain(op, e)); ok && sent == fault.SentMaybe {
+			return known.WithSent(sent)
+		}
+		return err
 	}
 	if i, ok := parameter(e); ok {
 		return req.BadParam(op, i, "the database refuses it").Because(e).WithSent(sent)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/block/blocktest"
@@ -499,6 +500,27 @@ func bindingSecrets(t *testing.T, port int) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// Whatever a server sends, the answer is JSON or an error.
+func FuzzBindingValue(f *testing.F) {
+	for i, s := range []string{"", "1", "NaN", "{1,NULL,3}", "{{1,2},{3,4}}", "[5:6]={1,2}", "[0:2000000000]={}", `{"a\"b",""}`, "2026-01-02 03:04:05+00", "infinity", `\x00ff`, `{"a": 1}`, "\x00\x00\x00\x00\x00\x00\x00\x00", "{"} {
+		f.Add(uint8(i), i%2 == 0, []byte(s))
+	}
+	oids := []uint32{pgtype.Int4OID, pgtype.NumericOID, pgtype.BoolOID, pgtype.JSONBOID, pgtype.ByteaOID, pgtype.DateOID, pgtype.TimestampOID, pgtype.TimestamptzOID,
+		pgtype.TextOID, pgtype.UUIDOID, pgtype.Int4ArrayOID, pgtype.TextArrayOID, pgtype.ByteaArrayOID, pgtype.TimestamptzArrayOID, pgtype.JSONBArrayOID, pgtype.IntervalOID, 4242424}
+	f.Fuzz(func(t *testing.T, kind uint8, binary bool, raw []byte) {
+		oid, format := oids[int(kind)%len(oids)], int16(0)
+		switch oid {
+		case pgtype.ByteaOID, pgtype.DateOID, pgtype.TimestampOID, pgtype.TimestamptzOID: // the only ones asked for so
+			if binary {
+				format = 1
+			}
+		}
+		if out, err := postgres.AppendValue(oid, format, raw); err == nil && !json.Valid(out) {
+			t.Fatalf("type %d, format %d, %q is %s", oid, format, raw, out)
+		}
+	})
 }
 
 func TestBindingPart(t *testing.T) {

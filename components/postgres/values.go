@@ -132,6 +132,15 @@ func appendArray(b []byte, m *pgtype.Map, f *pgconn.FieldDescription, element ui
 	if len(a.Dims) == 0 {
 		return append(b, "[]"...), nil
 	}
+	total := 1
+	for _, d := range a.Dims {
+		if total *= int(d.Length); d.Length < 0 || total > len(a.Elements) {
+			break
+		}
+	}
+	if total != len(a.Elements) { // not as a server writes it
+		return sqlbinding.AppendText(b, raw), nil
+	}
 	next := 0
 	var level func(dim int) error
 	level = func(dim int) (err error) {

@@ -1,7 +1,6 @@
 package redis
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"math"
@@ -55,6 +54,16 @@ const (
 	deleteEntry = "delete" // of a get: take the value away
 )
 
+// fetch and put are the commands GET and SET: as small scripts they share exchanges with those of
+// other callers, which plain commands cannot.
+//
+//	KEYS, ARGV  the key; for put the value, milliseconds or 0 for ever
+var (
+	fetch = newScript(`return redis.call('GET', KEYS[1])`)
+	put   = newScript(`if ARGV[2] == '0' then return redis.call('SET', KEYS[1], ARGV[1]) end
+return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])`)
+)
+
 // take reads a string and deletes it.
 //
 //	KEYS    the key
@@ -94,47 +103,44 @@ func (o *output) Invoke(ctx context.Context, r block.BindingRequest) (*block.Bin
 	if err != nil {
 		return nil, err
 	}
-	again := o.conn.repeat()
 	switch r.Operation {
 	case opGet:
-		if truthy(r.Metadata[deleteEntry]) {
-			return o.read(ctx, op, newCommand(again, 3, "evalsha", take.digest, 1, key), take)
-		}
-		return o.read(ctx, op, newCommand(again, 1, "get", key), nil)
+		return o.get(ctx, op, key, truthy(r.Metadata[deleteEntry]))
 	case opDelete:
-		return nil, o.conn.one(ctx, op, newCommand(again, 1, "del", key))
+		return nil, o.conn.one(ctx, op, newCommand(o.conn.repeat(), 1, "del", key))
 	case opIncrement:
-		cmd := newCommand(again, 3, "evalsha", increment.digest, 1, key, strconv.FormatInt(ttl, 10))
-		if err := o.conn.run(ctx, op, increment, cmd); err != nil {
-			return nil, err
-		}
-		return nil, o.conn.failure(ctx, op, cmd)
+		_, err := o.run(ctx, op, increment, key, strconv.FormatInt(ttl, 10))
+		return nil, err
 	}
-	args := []any{bytes.Clone(r.Data)}
-	if r.Data == nil {
-		args[0] = []byte{}
+	data := append([]byte{}, r.Data...) // nil is no argument
+	if o.conn.shares() {
+		_, err := o.run(ctx, op, put, key, data, strconv.FormatInt(ttl, 10))
+		return nil, err
 	}
+	args := []any{data}
 	if ttl > 0 {
 		args = append(args, "px", ttl)
 	}
-	return nil, o.conn.one(ctx, op, newCommand(again, 1, "set", key, args...))
+	return nil, o.conn.one(ctx, op, newCommand(o.conn.repeat(), 1, "set", key, args...))
 }
 
-// read performs a command whose answer is a string, or nil when there is none.
-func (o *output) read(ctx context.Context, op fault.Op, cmd *command, sc *script) (*block.BindingAnswer, error) {
+// get answers a string, or nothing when there is none.
+func (o *output) get(ctx context.Context, op fault.Op, key string, away bool) (*block.BindingAnswer, error) {
+	var cmd *command
 	var err error
-	if sc != nil {
-		err = o.conn.run(ctx, op, sc, cmd)
-	} else {
+	switch {
+	case away:
+		cmd, err = o.run(ctx, op, take, key)
+	case o.conn.shares():
+		cmd, err = o.run(ctx, op, fetch, key)
+	default:
+		cmd = newCommand(o.conn.repeat(), 1, "get", key)
 		err = o.conn.one(ctx, op, cmd)
 	}
-	if err == nil {
-		err = o.conn.failure(ctx, op, cmd)
-	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if errors.Is(cmd.Err(), goredis.Nil) {
+	case errors.Is(cmd.Err(), goredis.Nil):
 		return &block.BindingAnswer{}, nil
 	}
 	text, ok := cmd.Val().(string)
@@ -143,6 +149,15 @@ func (o *output) read(ctx context.Context, op fault.Op, cmd *command, sc *script
 	}
 	o.conn.replied(len(text))
 	return &block.BindingAnswer{Data: []byte(text)}, nil
+}
+
+// run performs a script on a key.
+func (o *output) run(ctx context.Context, op fault.Op, sc *script, key string, args ...any) (*command, error) {
+	cmd := newCommand(o.conn.repeat(), 3, "evalsha", sc.digest, append([]any{1, key}, args...)...)
+	if err := o.conn.run(ctx, op, sc, cmd); err != nil {
+		return nil, err
+	}
+	return cmd, o.conn.failure(ctx, op, cmd)
 }
 
 // timeToLive reads a request's time to live as milliseconds; 0 when it has none.
