@@ -110,7 +110,15 @@ func bindingOperations(t *testing.T, port int) {
 	// What the address says about parameters does not count.
 	for name, options := range map[string]string{"plain": "", "spliced": "?interpolateParams=true&parseTime=false&charset=latin1"} {
 		t.Run(name, func(t *testing.T) {
-			b := openBinding(t, "url", shop(t, port, options))
+			b := openBinding(t, "url", shop(t, port, options), "maxOpenConns", "1")
+			bound := func() string {
+				return query(t, b, "SELECT VARIABLE_VALUE AS n FROM information_schema.SESSION_STATUS WHERE VARIABLE_NAME = 'COM_STMT_EXECUTE'", "")
+			}
+			before := bound()
+			query(t, b, "SELECT ?", `["x"]`)
+			if after := bound(); after == before {
+				t.Errorf("the server has seen no statement with parameters: %s", after)
+			}
 			table := "t_" + name
 			if n := exec(t, b, "CREATE TABLE "+table+" (id int PRIMARY KEY, name varchar(99))", ""); n != "0" {
 				t.Errorf("a new table affects %s rows", n)

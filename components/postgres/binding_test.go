@@ -135,6 +135,9 @@ func bindingOperations(t *testing.T, port int) {
 		if got, want := query(t, b, "SELECT name FROM "+table+" WHERE id = 6", ""), `[["`+evil+`"]]`; got != want {
 			t.Errorf("the name is %s, want %s", got, want)
 		}
+		if got := query(t, b, "SELECT query LIKE '%$'||'1%' FROM pg_stat_activity WHERE pid = pg_backend_pid() AND $1::text IS NOT NULL", `["x"]`); got != "[[true]]" {
+			t.Errorf("the server sees a statement without parameter: %s", got)
+		}
 		// The table changes below the statements that the library has kept.
 		for range 3 {
 			query(t, b, "SELECT * FROM "+table, "")
