@@ -54,3 +54,23 @@ func BenchmarkState(b *testing.B) {
 	measure("direct/set", func() error { n++; _, err := put.Exec("app||k", value, n); return err })
 	measure("direct/get", func() error { var v []byte; return get.QueryRow("app||k").Scan(&v) })
 }
+
+func BenchmarkBinding(b *testing.B) {
+	port := servers.MySQL(b).Port
+	o := openBinding(b, "url", shop(b, port, ""))
+	exec(b, o, "CREATE TABLE t (id int PRIMARY KEY, name varchar(99), at timestamp DEFAULT CURRENT_TIMESTAMP)", "")
+	exec(b, o, "INSERT INTO t (id, name) SELECT seq, CONCAT('name ', seq) FROM seq_1_to_1000", "")
+	for name, r := range map[string]block.BindingRequest{
+		"one row": statement("query", "SELECT * FROM t WHERE id = ?", "[7]"), "1000 rows": statement("query", "SELECT * FROM t", ""),
+		"exec": statement("exec", "UPDATE t SET name = ? WHERE id = ?", `["x", 7]`),
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := o.Invoke(b.Context(), r); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

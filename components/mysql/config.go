@@ -80,29 +80,39 @@ func (c *StateConfig) timeout() time.Duration {
 
 // driver is the configuration in the driver's form. It does no network I/O.
 func (c *StateConfig) driver() (*mysql.Config, error) {
-	text, custom := cutCustom(c.ConnectionString.Reveal())
+	dc, custom, err := parse("connectionString", "user:password@tcp(host:port)/?option=value", c.ConnectionString.Reveal())
+	if err != nil {
+		return nil, err
+	}
+	if dc.DBName != "" {
+		return nil, conf.Bad("connectionString", "names the database %q; that belongs into schemaName", dc.DBName)
+	}
+	if err := trust(dc, custom, c.PemPath, c.PemContents); err != nil {
+		return nil, err
+	}
+	dc.ClientFoundRows = false // rows that stay as they are must not count as changed
+	c.session(dc)
+	return dc, nil
+}
+
+// parse reads a connection string, given with key, and tells whether it has tls=custom.
+func parse(key, form, text string) (*mysql.Config, bool, error) {
+	text, custom := cutCustom(text)
 	dc, err := mysql.ParseDSN(text)
 	switch {
 	case err != nil && strings.HasPrefix(err.Error(), "invalid DSN"):
-		return nil, conf.Bad("connectionString", "want user:password@tcp(host:port)/?option=value; %v", err)
+		return nil, false, conf.Bad(key, "want %s; %v", form, err)
 	case err != nil: // other texts may repeat a password that stands in the wrong place
-		return nil, conf.Bad("connectionString", "want user:password@tcp(host:port)/?option=value; or the value of an option is wrong")
-	case dc.DBName != "":
-		return nil, conf.Bad("connectionString", "names the database %q; that belongs into schemaName", dc.DBName)
+		return nil, false, conf.Bad(key, "want %s; or the value of an option is wrong", form)
 	}
-	if err := c.trust(dc, custom); err != nil {
-		return nil, err
-	}
-	if err := dc.Apply(mysql.Charset("utf8mb4", "")); err != nil { // keys are any text
-		return nil, err
+	if err := dc.Apply(mysql.Charset("utf8mb4", "")); err != nil { // texts are any text
+		return nil, false, err
 	}
 	dc.Logger = &mysql.NopLogger{} // what it says is in the errors, too
-	dc.ClientFoundRows = false     // rows that stay as they are must not count as changed
 	if dc.MaxAllowedPacket == mysql.NewConfig().MaxAllowedPacket {
 		dc.MaxAllowedPacket = 0 // the server's limit, so that what it would refuse is not sent
 	}
-	c.session(dc)
-	return dc, nil
+	return dc, custom, nil
 }
 
 // session sets variables whose values the statements rely on.
@@ -118,24 +128,24 @@ func (c *StateConfig) session(dc *mysql.Config) {
 
 // trust makes the TLS configuration named "custom", which Dapr registers with the driver for
 // the whole process: two components with different authorities would disturb each other.
-func (c *StateConfig) trust(dc *mysql.Config, custom bool) error {
-	key, text := "pemPath", []byte(c.PemContents)
-	if c.PemContents != "" {
+func trust(dc *mysql.Config, custom bool, path, contents string) error {
+	key, text := "pemPath", []byte(contents)
+	if contents != "" {
 		key = "pemContents"
 	}
-	switch given := c.PemPath != "" || c.PemContents != ""; {
+	switch given := path != "" || contents != ""; {
 	case !given && !custom:
 		return nil
 	case !given:
 		return conf.Bad("pemPath", "required with tls=custom in the connection string")
 	case !custom:
 		return conf.Bad(key, "has no effect without tls=custom in the connection string")
-	case c.PemPath != "" && c.PemContents != "":
+	case path != "" && contents != "":
 		return conf.Bad("pemContents", "give this or pemPath, not both")
 	}
-	if c.PemPath != "" {
+	if path != "" {
 		var err error
-		if text, err = os.ReadFile(c.PemPath); err != nil {
+		if text, err = os.ReadFile(path); err != nil {
 			return conf.Bad(key, "%v", err)
 		}
 	}

@@ -52,3 +52,33 @@ func BenchmarkState(b *testing.B) {
 		return c.QueryRow(ctx, `SELECT value FROM direct WHERE key = $1`, "app||k").Scan(&v)
 	})
 }
+
+func BenchmarkBinding(b *testing.B) {
+	port := servers.Postgres(b).Port
+	o := openBinding(b, at(port, "url", "sslmode=disable")...)
+	exec(b, o, "CREATE TABLE t (id int PRIMARY KEY, name text, at timestamptz DEFAULT now())", "")
+	exec(b, o, "INSERT INTO t SELECT i, 'name ' || i FROM generate_series(1, 1000) AS i", "")
+	c := sqlConn(b, port)
+	for name, r := range map[string]block.BindingRequest{
+		"one row": statement("query", "SELECT * FROM t WHERE id = $1", "[7]"), "1000 rows": statement("query", "SELECT * FROM t", ""),
+		"exec": statement("exec", "UPDATE t SET name = $1 WHERE id = $2", `["x", 7]`), "a list": statement("query", "SELECT count(*) FROM t WHERE id = ANY($1)", "[[1,2,3]]"),
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := o.Invoke(b.Context(), r); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	b.Run("direct, one row", func(b *testing.B) {
+		for b.Loop() {
+			var id int
+			var name string
+			if err := c.QueryRow(b.Context(), "SELECT id, name FROM t WHERE id = $1", 7).Scan(&id, &name); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -238,11 +238,17 @@ func TestOppositeOrders(t *testing.T) {
 	})
 }
 
+// noise is text of n random bytes, which the server cannot compress.
+func noise(t testing.TB, n int) string {
+	t.Helper()
+	b := make([]byte, n)
+	_, _ = rand.Read(b)
+	return hex.EncodeToString(b)
+}
+
 func TestLongKey(t *testing.T) {
 	s := open(t, "v2", at(servers.Postgres(t).Port)...)
-	noise := make([]byte, 6000) // which the server cannot compress
-	_, _ = rand.Read(noise)
-	key := hex.EncodeToString(noise)
+	key := noise(t, 6000)
 	err := s.Set(t.Context(), block.StateWrite{Key: key, Value: []byte("v")})
 	if fault.Of(err) != fault.TooLarge {
 		t.Errorf("a key of %d bytes: %v (%v)", len(key), err, fault.Of(err))

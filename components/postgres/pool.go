@@ -149,6 +149,16 @@ func (p *pool) reap() {
 	p.mu.Unlock()
 }
 
+// rest closes what is idle.
+func (p *pool) rest() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.idle {
+		p.discard(c.lent)
+	}
+	p.idle = nil
+}
+
 // close closes what is idle and waits, within ctx, until every connection has left. Those in
 // use leave when they come back.
 func (p *pool) close(ctx context.Context) error {

@@ -83,3 +83,15 @@ func BenchmarkState(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkBinding(b *testing.B) {
+	srv := servers.StartRedis(b, "--appendfsync", "no")
+	o := openedBinding(b, "redisHost", srv.Addr)
+	for name, r := range map[string]block.BindingRequest{
+		"create": request("create", string(make([]byte, 1024)), "key", "k"), "get": request("get", "", "key", "k"), "increment": request("increment", "", "key", "n"),
+	} {
+		b.Run(name, func(b *testing.B) {
+			each(b, 32, func() error { _, err := o.Invoke(b.Context(), r); return err })
+		})
+	}
+}

@@ -86,6 +86,8 @@ var refusals = []struct {
 	{"OOM", fault.Exhausted, "; the server's memory is full"},
 	{"CROSSSLOT", fault.Invalid, "; in a cluster the keys of a transaction must share a hash slot: give them a common part in braces, like {order-1}"},
 	{"WRONGTYPE", fault.Unsupported, "; the key holds something of another kind"},
+	{"ERR value is not an integer", fault.Invalid, "; the key holds something else than a number"},
+	{"ERR increment or decrement would overflow", fault.Invalid, "; the number is as large as it can be"},
 	{"LOADING", fault.Unavailable, ""},
 	{"MASTERDOWN", fault.Unavailable, ""},
 	{"CLUSTERDOWN", fault.Unavailable, ""},

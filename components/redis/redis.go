@@ -6,7 +6,8 @@
 // write it are in scripts.go; they are the whole truth about what is stored.
 //
 // Locks (lock.go) and configuration (configuration.go, its changes in follow.go) keep Dapr's
-// formats too: a string per name or key.
+// formats too: a string per name or key. The output binding (binding.go) reads and writes strings
+// under keys that the app names.
 //
 // conn.go is shared by all blocks: it builds the client from a ConnConfig (connconfig.go), ends
 // calls when their context ends, and knows of each request whether it left (command.go), from
@@ -21,12 +22,13 @@ import "github.com/mecha-project/mecha/components/block"
 func Backend() block.Backend {
 	return block.Backend{
 		Name: "redis",
-		Doc:  "Redis: a single server, a master behind sentinels, or for state a cluster.",
+		Doc:  "Redis: a single server, a master behind sentinels, or for state and bindings a cluster.",
 		Parts: []block.Part{
 			block.StatePart("redis", "State in Redis, in Dapr's format.", DefaultStateConfig, NewState),
 			block.ConfigurationPart("redis", "Configuration in Redis, in Dapr's format.", DefaultConfigurationConfig, NewConfiguration),
 			block.CachePart("redis", "A cache in Redis with near caches that Redis keeps true.", DefaultCacheConfig, NewCache),
 			block.LockPart("redis", "Locks in Redis, in Dapr's format, with fencing tokens.", DefaultLockConfig, NewLock),
+			block.BindingPart("redis", "Strings and counters in Redis.", DefaultBindingConfig, NewBinding),
 		},
 	}
 }
