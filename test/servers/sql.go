@@ -113,19 +113,34 @@ func (s *SQL) write(tb testing.TB, name string, text []byte) {
 
 func (s *SQL) run(tb testing.TB, cmd *exec.Cmd) {
 	tb.Helper()
-	cmd.SysProcAttr, cmd.Dir = &syscall.SysProcAttr{Credential: s.owner}, s.dir
+	cmd.SysProcAttr, cmd.Dir = s.attr(), s.dir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		tb.Fatalf("%s: %v\n%s", cmd.Path, err, out)
 	}
 }
 
-// Start starts the server, again after Kill.
+// attr makes the server's own user run a program.
+func (s *SQL) attr() *syscall.SysProcAttr { return &syscall.SysProcAttr{Credential: s.owner} }
+
+// Start starts the server, again after Stop or Kill.
 func (s *SQL) Start(tb testing.TB) {
 	tb.Helper()
 	cmd := s.start()
-	cmd.SysProcAttr, cmd.Dir = &syscall.SysProcAttr{Credential: s.owner}, s.dir
+	cmd.SysProcAttr, cmd.Dir = s.attr(), s.dir
 	s.proc = Start(tb, cmd, s.ready)
 	tb.Cleanup(s.Kill)
+}
+
+// Stop asks the server to end and waits until it has, at most for 30 s.
+func (s *SQL) Stop(tb testing.TB) {
+	tb.Helper()
+	_ = syscall.Kill(s.proc.cmd.Process.Pid, syscall.SIGTERM)
+	select {
+	case <-s.proc.done:
+	case <-time.After(30 * time.Second):
+		tb.Errorf("%s does not stop:\n%s", s.proc.cmd.Path, s.proc.out.String())
+	}
+	s.Kill() // helpers that are left
 }
 
 // Kill ends the server and its helpers at once.
