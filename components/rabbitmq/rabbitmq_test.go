@@ -143,6 +143,20 @@ func (r *reader) next(t testing.TB) block.BindingEvent {
 	}
 }
 
+type event = block.BindingEvent
+
+// eventually waits until check succeeds.
+func eventually(t testing.TB, check func() error) {
+	t.Helper()
+	var err error
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if err = check(); err == nil {
+			return
+		}
+	}
+	t.Fatal(err)
+}
+
 // broker is a client of the test's own.
 func broker(t testing.TB, url string) *amqp.Channel {
 	t.Helper()

@@ -13,18 +13,19 @@ import (
 	"github.com/mecha-project/mecha/components/fault"
 )
 
-// Pauses: firstPause after the first failure, doubled with each that follows. Between attempts to
-// connect they end at reconnectWait, before an event goes back to the queue at returnPause.
+// Pauses double with each failure in a row: between attempts to connect up to reconnectWait, before
+// a message goes back to the queue up to mostReturn.
 const (
-	firstPause  = 100 * time.Millisecond
-	returnPause = 5 * time.Second
+	firstConnect = 100 * time.Millisecond
+	firstReturn  = 10 * time.Millisecond
+	mostReturn   = 5 * time.Second
 )
 
 // backoff is the pause after failure n (from 1), a fifth either way at random.
-func backoff(n int, most time.Duration) time.Duration {
+func backoff(n int, first, most time.Duration) time.Duration {
 	d := most
 	if n < 20 {
-		d = min(firstPause<<max(n-1, 0), most)
+		d = min(first<<max(n-1, 0), most)
 	}
 	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
 }
@@ -64,7 +65,7 @@ func (b *binding) Read(ctx context.Context, deliver func(context.Context, block.
 		if time.Since(began) > b.c.Conn.ReconnectWait {
 			failures = 1 // it was well for a while
 		}
-		pause := backoff(failures, b.c.Conn.ReconnectWait)
+		pause := backoff(failures, firstConnect, b.c.Conn.ReconnectWait)
 		b.log.Warn("reading from the queue broke off and is taken up again", "queue", b.c.QueueName, "error", err, "after", pause)
 		sleep(work, pause)
 	}
@@ -145,7 +146,7 @@ func (b *binding) handle(ctx context.Context, m amqp.Delivery, failures *int, de
 	}
 	// The server would send it again at once, and so on, as fast as it can.
 	*failures++
-	sleep(ctx, backoff(*failures, returnPause))
+	sleep(ctx, backoff(*failures, firstReturn, mostReturn))
 	return m.Nack(false, true)
 }
 

@@ -75,6 +75,3 @@ func mosquittoHash(tb testing.TB) string {
 func (m *Mosquitto) URL(scheme string, port int) string {
 	return fmt.Sprintf("%s://mecha:%s@127.0.0.1:%d", scheme, strings.NewReplacer(" ", "%20", "/", "%2F", "@", "%40").Replace(MosquittoPassword), port)
 }
-
-// Key is the file of the key of Cert.
-func (m *Mosquitto) Key() string { return filepath.Join(m.dir, "key.pem") }

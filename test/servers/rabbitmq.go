@@ -134,9 +134,6 @@ func (r *RabbitMQ) URLAt(port int) string {
 	return u.String()
 }
 
-// Key is the file of the key of Cert.
-func (r *RabbitMQ) Key() string { return filepath.Join(r.dir, "key.pem") }
-
 // Ctl runs rabbitmqctl and returns what it prints: Ctl(t, "list_queues", "-q", "name", "messages").
 // It takes about a second.
 func (r *RabbitMQ) Ctl(tb testing.TB, args ...string) string {
