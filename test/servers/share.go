@@ -6,8 +6,8 @@ import (
 )
 
 // Shared starts a server when the first test of a binary asks for it and stops it behind the last
-// one: a server that takes seconds to start is started once. Tests that kill, halt or configure a
-// server start their own. The zero value is ready.
+// one: a server that takes seconds to start is started once. A test that kills, halts or configures
+// it must leave it as it was. The zero value is ready.
 //
 //	var rabbit servers.Shared[*servers.RabbitMQ]
 //
@@ -16,9 +16,11 @@ import (
 //	srv := rabbit.Get(t, servers.StartRabbitMQ)
 type Shared[S any] struct {
 	mu     sync.Mutex
-	had    bool     // guarded by mu
-	server S        // guarded by mu
-	end    []func() // guarded by mu
+	had    bool // guarded by mu
+	server S    // guarded by mu
+
+	ends sync.Mutex // apart from mu, which is held while a server starts
+	end  []func()   // guarded by ends
 }
 
 // Get is the server; start makes it for the first one that asks. A start that fails, or stands
@@ -28,16 +30,24 @@ func (s *Shared[S]) Get(tb testing.TB, start func(testing.TB) S) S {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.had {
-		s.server = start(&lasting{TB: tb, keep: func(f func()) { s.end = append(s.end, f) }})
+		s.server = start(&lasting{TB: tb, keep: s.keep})
 		s.had = true
 	}
 	return s.server
+}
+
+func (s *Shared[S]) keep(f func()) {
+	s.ends.Lock()
+	defer s.ends.Unlock()
+	s.end = append(s.end, f)
 }
 
 // Stop ends the server, if there is one.
 func (s *Shared[S]) Stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.ends.Lock()
+	defer s.ends.Unlock()
 	for i := len(s.end) - 1; i >= 0; i-- {
 		s.end[i]()
 	}

@@ -38,6 +38,7 @@ type SQL struct {
 	start func() *exec.Cmd
 	ready func() error
 	proc  *Process
+	home  testing.TB // the test it was first started for, whose end is its own
 }
 
 // Postgres starts PostgreSQL with user postgres, SQLPassword and TLS. Other settings are
@@ -127,8 +128,11 @@ func (s *SQL) Start(tb testing.TB) {
 	tb.Helper()
 	cmd := s.start()
 	cmd.SysProcAttr, cmd.Dir = s.attr(), s.dir
-	s.proc = Start(tb, cmd, s.ready)
-	tb.Cleanup(s.Kill)
+	if s.home == nil {
+		s.home = tb
+	}
+	s.proc = Start(&lasting{TB: tb, keep: s.home.Cleanup}, cmd, s.ready)
+	s.home.Cleanup(s.Kill)
 }
 
 // Stop asks the server to end and waits until it has, at most for 30 s.
