@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"time"
 
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/conf"
@@ -75,6 +76,8 @@ type binding struct {
 	log    *slog.Logger
 	out    *link
 	reader client // but for take
+
+	retry, park time.Duration // pauses before an event comes again
 }
 
 // NewBinding prepares a topic. The first use, or Ping, connects.
@@ -87,7 +90,7 @@ func NewBinding(env block.Env, c *BindingConfig) (block.Component, error) {
 	if err != nil {
 		return nil, fault.New("mqtt.NewBinding", fault.Invalid, "topic %q", c.Topic).Because(err)
 	}
-	b := &binding{c: c, log: env.Log}
+	b := &binding{c: c, log: env.Log, retry: retryPause, park: parkPause}
 	if b.log == nil {
 		b.log = slog.New(slog.DiscardHandler)
 	}

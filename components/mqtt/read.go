@@ -212,9 +212,9 @@ func (r *reading) see(m *message) {
 			r.taken(m)
 			return
 		}
-		pause := retryPause
+		pause := r.b.retry
 		if most := r.b.c.BackOffMaxRetries; most >= 0 && tries > most {
-			if pause = parkPause; m.p.Qos == 0 {
+			if pause = r.b.park; m.p.Qos == 0 {
 				return // nobody keeps it; the failure was told
 			}
 		}

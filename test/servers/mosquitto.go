@@ -44,12 +44,7 @@ func MosquittoWith(tb testing.TB, lines ...string) *Mosquitto {
 	m := &Mosquitto{SQL: newSQL(tb, "mosquitto"), TLSPort: Port(tb), WebSocketPort: Port(tb)}
 	in := func(name string) string { return filepath.Join(m.dir, name) }
 	m.write(tb, in("passwords"), []byte("mecha:"+mosquittoHash(tb)+"\n"))
-	m.write(tb, in("mosquitto.conf"), []byte(strings.Join(append([]string{
-		fmt.Sprintf("listener %d 127.0.0.1", m.Port),
-		fmt.Sprintf("listener %d 127.0.0.1", m.TLSPort), "cafile " + m.Cert, "certfile " + m.Cert, "keyfile " + in("key.pem"),
-		fmt.Sprintf("listener %d 127.0.0.1", m.WebSocketPort), "protocol websockets",
-		"allow_anonymous false", "password_file " + in("passwords"), "persistence true", "persistence_location " + m.dir + "/",
-	}, lines...), "\n")+"\n"))
+	m.configure(tb, lines)
 	m.ready = func() error { return errorOr(Answers(m.Port), Answers(m.TLSPort), Answers(m.WebSocketPort)) }
 	m.start = func() *exec.Cmd {
 		cmd := exec.Command(daemon, "-c", in("mosquitto.conf"))
@@ -57,6 +52,25 @@ func MosquittoWith(tb testing.TB, lines ...string) *Mosquitto {
 	}
 	m.Start(tb)
 	return m
+}
+
+// Configure starts the server again with other lines of mosquitto.conf.
+func (m *Mosquitto) Configure(tb testing.TB, lines ...string) {
+	tb.Helper()
+	m.Stop(tb)
+	m.configure(tb, lines)
+	m.Start(tb)
+}
+
+func (m *Mosquitto) configure(tb testing.TB, lines []string) {
+	tb.Helper()
+	in := func(name string) string { return filepath.Join(m.dir, name) }
+	m.write(tb, in("mosquitto.conf"), []byte(strings.Join(append([]string{
+		fmt.Sprintf("listener %d 127.0.0.1", m.Port),
+		fmt.Sprintf("listener %d 127.0.0.1", m.TLSPort), "cafile " + m.Cert, "certfile " + m.Cert, "keyfile " + in("key.pem"),
+		fmt.Sprintf("listener %d 127.0.0.1", m.WebSocketPort), "protocol websockets",
+		"allow_anonymous false", "password_file " + in("passwords"), "persistence true", "persistence_location " + m.dir + "/",
+	}, lines...), "\n")+"\n"))
 }
 
 // mosquittoHash is MosquittoPassword as the password file has it: salted SHA-512.
