@@ -101,6 +101,9 @@ func (c *ConnConfig) address() (address, error) {
 		return address{}, wrong
 	}
 	a.target = net.JoinHostPort(a.host, port)
+	if h, _, err := net.SplitHostPort(a.target); err != nil || h != a.host { // a bracket, for one
+		return address{}, wrong
+	}
 	if s.socket {
 		if a.path = u.RequestURI(); u.Path == "" {
 			a.path = "/" + a.path

@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -145,35 +146,47 @@ func (c *client) greet(conn net.Conn, r *bufio.Reader, protocol string, version 
 
 // readPacket reads one packet. The library's reader would make room for whatever size is announced.
 func readPacket(r *bufio.Reader) (packets.ControlPacket, error) {
-	size := 0
-	for i := 1; ; i++ {
-		head, err := r.Peek(i + 1)
+	first, err := r.ReadByte()
+	if err != nil {
+		return nil, err
+	}
+	head := packets.FixedHeader{MessageType: first >> 4, Dup: first&8 != 0, Qos: first >> 1 & 3, Retain: first&1 != 0}
+	for shift := 0; ; shift += 7 {
+		b, err := r.ReadByte()
 		if err != nil {
-			if len(head) > 0 && errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
-			return nil, err
+			return nil, inside(err)
 		}
-		size |= int(head[i]&0x7f) << (7 * (i - 1))
-		if head[i]&0x80 == 0 {
+		head.RemainingLength |= int(b&0x7f) << shift
+		if b&0x80 == 0 {
 			break
 		}
-		if i == 4 {
+		if shift == 21 {
 			return nil, errPacket
 		}
 	}
-	if size > maxPacket {
+	if head.RemainingLength > maxPacket {
 		return nil, errTooLarge
 	}
-	p, err := packets.ReadPacket(r)
+	p, err := packets.NewControlPacketWithHeader(head)
 	if err != nil {
-		var broken net.Error
-		if errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &broken) {
-			return nil, err
-		}
+		return nil, errPacket
+	}
+	var body bytes.Buffer
+	if _, err := io.CopyN(&body, r, int64(head.RemainingLength)); err != nil {
+		return nil, inside(err)
+	}
+	if err := p.Unpack(&body); err != nil {
 		return nil, errPacket
 	}
 	return p, nil
+}
+
+// inside is the error of a packet that breaks off.
+func inside(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // read takes in what the broker sends, until the end.
