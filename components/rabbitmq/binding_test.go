@@ -16,7 +16,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/components/rabbitmq"
 )
 
 // What a request says is in the message, as other clients see it.
@@ -494,4 +496,18 @@ func TestRefusedByTheServer(t *testing.T) {
 		}
 	}
 	all.Wait()
+}
+
+// No address makes the reader fail, or shows itself in an error.
+func FuzzHost(f *testing.F) {
+	for _, seed := range []string{"amqp://u:p@h:1/v", "amqps://h", "amqp:///v", "amqp://u:a/b@h", "amqp://[::1]:2/%2f?heartbeat=5", "%", "amqp://h?auth_mechanism=external", "amqp://h:99999"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		c := rabbitmq.DefaultBindingConfig()
+		c.Conn.Host = conf.Secret(text)
+		if err := c.Conn.Validate(); err != nil && len(text) > 20 && strings.Contains(err.Error(), text) {
+			t.Errorf("the error has the address: %v", err)
+		}
+	})
 }
