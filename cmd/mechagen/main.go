@@ -19,9 +19,11 @@ import (
 	"github.com/mecha-project/mecha/components/localstorage"
 	"github.com/mecha-project/mecha/components/mdns"
 	"github.com/mecha-project/mecha/components/memory"
+	"github.com/mecha-project/mecha/components/mqtt"
 	"github.com/mecha-project/mecha/components/mysql"
 	"github.com/mecha-project/mecha/components/nats"
 	"github.com/mecha-project/mecha/components/postgres"
+	"github.com/mecha-project/mecha/components/rabbitmq"
 	"github.com/mecha-project/mecha/components/redis"
 	"github.com/mecha-project/mecha/components/sqlite"
 	"github.com/mecha-project/mecha/components/staticfile"
@@ -29,7 +31,7 @@ import (
 )
 
 func main() {
-	all := []block.Backend{memory.Backend(), nats.Backend(), postgres.Backend(), mysql.Backend(), redis.Backend(), localsecret.Backend(), vault.Backend(), cron.Backend(), httpbinding.Backend(), localstorage.Backend(), hostdir.Backend(), mdns.Backend(), dns.Backend(), staticfile.Backend(), sqlite.Backend()}
+	all := []block.Backend{memory.Backend(), nats.Backend(), postgres.Backend(), mysql.Backend(), redis.Backend(), localsecret.Backend(), vault.Backend(), cron.Backend(), httpbinding.Backend(), localstorage.Backend(), rabbitmq.Backend(), mqtt.Backend(), hostdir.Backend(), mdns.Backend(), dns.Backend(), staticfile.Backend(), sqlite.Backend()}
 	if err := os.WriteFile("docs/reference/components.md", []byte(components(all)), 0o644); err != nil {
 		fmt.Fprintln(os.Stderr, "mechagen:", err)
 		os.Exit(1)

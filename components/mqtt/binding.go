@@ -108,9 +108,14 @@ func NewBinding(env block.Env, c *BindingConfig) (block.Component, error) {
 	return b, nil
 }
 
-// Ping connects.
+// Ping connects. A broker that has not been there yet is no reason to hold up the sidecar: that is
+// logged, and reading and sending connect when it is.
 func (b *binding) Ping(ctx context.Context) error {
 	_, err := b.out.get(ctx, "mqtt.Ping")
+	if absent(err) && !b.out.met.Load() {
+		b.log.Warn("the broker is not there; reading and sending connect when it is", "topic", b.c.Topic, "error", err)
+		return nil
+	}
 	return err
 }
 

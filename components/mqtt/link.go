@@ -3,7 +3,9 @@ package mqtt
 import (
 	"context"
 	"errors"
+	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
@@ -37,11 +39,17 @@ func (c *client) refused(op fault.Op, err error) error {
 		}
 		return fault.New(op, code, "%s refuses client %q (%v); %s", where, c.id, no, hint).WithSent(fault.SentNever)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fault.New(op, code, "%s: no answer in time; %s", where, hint).WithSent(fault.SentNever)
+		err = errSilent
 	case errors.As(err, &shake):
 		return fault.New(op, code, "%s", where).Because(err).WithSent(fault.SentNever)
 	}
 	return fault.New(op, code, "%s: %s", where, hint).Because(err).WithSent(fault.SentNever)
+}
+
+// absent tells the error of a broker that is not there, from that of one that is and refuses.
+func absent(err error) bool {
+	var dial *net.OpError
+	return errors.As(err, &dial) && dial.Op == "dial" || errors.Is(err, errSilent) || fault.Of(err) == fault.Deadline
 }
 
 // lasting tells an error that connecting again will not mend.
@@ -60,6 +68,8 @@ type link struct {
 	life   context.Context // ends with close
 	end    context.CancelFunc
 	work   sync.WaitGroup // attempts
+
+	met atomic.Bool // it was connected once
 
 	mu     sync.Mutex
 	now    *session // guarded by mu; nil or lost: there is none
@@ -133,6 +143,7 @@ func (l *link) make(a *attempt, before *session) {
 	defer l.mu.Unlock()
 	l.making = nil
 	if a.err == nil {
+		l.met.Store(true)
 		l.now = a.s // close ends it, for it waits for us
 	}
 }

@@ -118,6 +118,7 @@ func (r *reading) follow(op fault.Op) error {
 	if err != nil {
 		return c.refused(op, err)
 	}
+	r.b.out.met.Store(true)
 	defer s.close()
 	// Also when the broker remembers: it may have been for another topic.
 	if err := s.subscribe(r.ctx, op, r.b.c.Topic); err != nil {

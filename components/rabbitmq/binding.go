@@ -148,8 +148,18 @@ func (b *binding) declare(ch *amqp.Channel) error {
 	return err
 }
 
-// Ping connects, and declares the queue.
+// Ping connects, and declares the queue. A server that has not been there yet is no reason to hold up
+// the sidecar: that is logged, and reading and sending connect when it is.
 func (b *binding) Ping(ctx context.Context) error {
+	err := b.ping(ctx)
+	if absent(err) && !b.links[0].met.Load() && !b.links[1].met.Load() {
+		b.log.Warn("the server is not there; reading and sending connect when it is", "queue", b.c.QueueName, "error", err)
+		return nil
+	}
+	return err
+}
+
+func (b *binding) ping(ctx context.Context) error {
 	const op fault.Op = "rabbitmq.Ping"
 	l := b.links[0]
 	s, err := l.get(ctx, op)

@@ -3,6 +3,7 @@ package rabbitmq
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -46,7 +47,7 @@ func (l *link) refused(op fault.Op, err error) error {
 	case errors.Is(err, amqp.ErrVhost):
 		return fail(fault.Denied, "the user may not use the virtual host, or there is none of the name")
 	case errors.Is(err, context.DeadlineExceeded):
-		return fail(fault.Unavailable, "no answer in time; is the server up, and is the address right?")
+		return fault.New(op, fault.Unavailable, "%s: is the server up, and is the address right?", l.where()).Because(errSilent).WithSent(fault.SentNever)
 	case errors.As(err, &shake):
 		return fault.New(op, fault.Unavailable, "%s: TLS", l.where()).Because(shake.error).WithSent(fault.SentNever)
 	case errors.As(err, &answer) && answer.Server:
@@ -102,6 +103,15 @@ func (l *link) answered(op fault.Op, e *amqp.Error, sent fault.Sent) error {
 		a.hint = ""
 	}
 	return fault.New(op, a.code, "%s answers %d %q%s", l.where(), e.Code, e.Reason, a.hint).WithSent(sent)
+}
+
+// errSilent is a server that took the connection and said nothing.
+var errSilent = errors.New("no answer in time")
+
+// absent tells the error of a server that is not there, from that of one that is and refuses.
+func absent(err error) bool {
+	var dial *net.OpError
+	return errors.As(err, &dial) && dial.Op == "dial" || errors.Is(err, errSilent) || fault.Of(err) == fault.Deadline
 }
 
 // lasting tells an error that connecting again will not mend.

@@ -33,6 +33,8 @@ type link struct {
 	end  context.CancelFunc
 	work sync.WaitGroup // goroutines; added to by spawn only
 
+	met atomic.Bool // it was connected once
+
 	mu     sync.Mutex
 	now    *session // guarded by mu; nil or lost: there is none
 	making *attempt // guarded by mu; nil: nobody connects
@@ -126,6 +128,7 @@ func (l *link) make(a *attempt) {
 	l.mu.Lock()
 	l.making = nil
 	if a.err == nil && !l.closed {
+		l.met.Store(true)
 		l.now = a.s
 		l.mu.Unlock()
 		return
