@@ -3,6 +3,7 @@ package mqtt
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -99,7 +100,7 @@ func (b *binding) Read(ctx context.Context, deliver func(context.Context, block.
 		}
 		pause := backoff(failures)
 		hint := ""
-		if failures > 2 {
+		if failures > 2 && errors.Is(err, errEOF) {
 			hint = "does another client have the id " + b.reader.id + "?"
 		}
 		b.log.Warn("reading from the topic broke off and is taken up again", "topic", b.c.Topic, "error", err, "after", pause, "hint", hint)
