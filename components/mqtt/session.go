@@ -267,14 +267,23 @@ func (s *session) lost() bool {
 	}
 }
 
-// close says goodbye and ends the session, and waits for its goroutines.
+// close says goodbye, waits for the broker to hang up, and ends the session with its goroutines. Who
+// closes a socket with something unread in it may take back what was written: acknowledgements.
 func (s *session) close() {
+	late := time.NewTimer(time.Second)
+	defer late.Stop()
 	_ = s.conn.SetWriteDeadline(time.Now().Add(time.Second)) // for a write that hangs, too
 	select {
 	case s.turn <- struct{}{}:
-		_ = packets.NewControlPacket(packets.Disconnect).Write(s.conn)
+		if packets.NewControlPacket(packets.Disconnect).Write(s.conn) == nil {
+			select {
+			case <-s.gone:
+			case <-late.C:
+			}
+		}
 		<-s.turn
 	case <-s.gone:
+	case <-late.C:
 	}
 	s.fail(errClosed)
 	s.work.Wait()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
+	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/components/fault"
 )
@@ -161,6 +163,121 @@ func TestRefusedSubscription(t *testing.T) {
 	defer s.close()
 	if err := s.subscribe(t.Context(), "op", "secret/#"); fault.Of(err) != fault.Denied || !lasting(err) || !strings.Contains(err.Error(), "secret/#") {
 		t.Errorf("%v", err)
+	}
+}
+
+// A message that comes again on a new connection is known while the app has it, and after that as
+// long as its acknowledgement could not be written: only then it is certainly the same.
+func TestKnownAgain(t *testing.T) {
+	type sending struct {
+		present, dup bool
+		data         string
+	}
+	for what, tt := range map[string]struct {
+		again  sending
+		before bool // the app answers while there is no connection
+		events int
+	}{
+		"at the app":                    {sending{true, true, "data"}, false, 1},
+		"taken, and nobody told":        {sending{true, true, "data"}, true, 1},
+		"a new message":                 {sending{true, false, "data"}, false, 2},
+		"another message":               {sending{true, true, "other"}, false, 2},
+		"a broker that has forgotten":   {sending{false, true, "data"}, false, 2},
+		"forgotten after it was taken":  {sending{false, true, "data"}, true, 2},
+		"another one after it is taken": {sending{true, true, "other"}, true, 2},
+	} {
+		t.Run(what, func(t *testing.T) {
+			begun, release := make(chan string, 10), make(chan struct{})
+			acknowledged := make(chan uint16, 10)
+			dials := make(chan net.Conn, 10)
+			serve := func(c net.Conn, s sending) {
+				if _, err := packets.ReadPacket(c); err != nil {
+					return
+				}
+				hello := packets.NewControlPacket(packets.Connack).(*packets.ConnackPacket)
+				hello.SessionPresent = s.present
+				_ = hello.Write(c)
+				p, err := packets.ReadPacket(c)
+				if err != nil {
+					return
+				}
+				sub := packets.NewControlPacket(packets.Suback).(*packets.SubackPacket)
+				sub.MessageID, sub.ReturnCodes = p.(*packets.SubscribePacket).MessageID, []byte{1}
+				_ = sub.Write(c)
+				m := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
+				m.Qos, m.Dup, m.MessageID, m.TopicName, m.Payload = 1, s.dup, 7, "t", []byte(s.data)
+				_ = m.Write(c)
+			}
+			at := &address{target: "broker:1883"}
+			dial := func(ctx context.Context) (net.Conn, error) {
+				ours, theirs := net.Pipe()
+				select {
+				case dials <- theirs:
+					return ours, nil
+				case <-ctx.Done():
+					return nil, ctx.Err()
+				}
+			}
+			b := &binding{c: DefaultBindingConfig(), log: slog.New(slog.DiscardHandler), retry: retryPause, park: parkPause, out: newLink(&client{at: at, dial: dial}), reader: client{at: at, dial: dial}}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			done := make(chan error, 1)
+			go func() {
+				done <- b.Read(ctx, func(_ context.Context, e block.BindingEvent) ([]byte, error) {
+					begun <- string(e.Data)
+					<-release
+					return nil, nil
+				})
+			}()
+			first := <-dials
+			serve(first, sending{data: "data"})
+			<-begun
+			_ = first.Close()
+			if tt.before {
+				close(release)
+			}
+			second := <-dials
+			serve(second, tt.again)
+			go func() {
+				for {
+					p, err := packets.ReadPacket(second)
+					if err != nil {
+						return
+					}
+					switch p := p.(type) {
+					case *packets.PubackPacket:
+						acknowledged <- p.MessageID
+					case *packets.DisconnectPacket:
+						_ = second.Close()
+					}
+				}
+			}()
+			for range tt.events - 1 {
+				if got := <-begun; got != tt.again.data {
+					t.Errorf("%s came", got)
+				}
+			}
+			if !tt.before {
+				select {
+				case id := <-acknowledged:
+					t.Errorf("%d was acknowledged while the app had it", id)
+				case <-time.After(20 * time.Millisecond):
+				}
+				close(release)
+			}
+			if id := <-acknowledged; id != 7 {
+				t.Errorf("%d was acknowledged", id)
+			}
+			cancel()
+			if err := <-done; fault.Of(err) != fault.Canceled {
+				t.Error(err)
+			}
+			_ = second.Close()
+			if len(begun)+len(acknowledged) != 0 {
+				t.Errorf("%d more events, %d more acknowledgements", len(begun), len(acknowledged))
+			}
+			b.out.close()
+		})
 	}
 }
 

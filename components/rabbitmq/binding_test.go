@@ -469,9 +469,9 @@ func TestTLS(t *testing.T) {
 
 func TestRefusedByTheServer(t *testing.T) {
 	srv := server(t)
-	srv.Ctl(t, "add_user", "reader", "s3cret")
-	srv.Ctl(t, "set_permissions", "reader", "^$", "^$", "^$")
 	name := queueName(t)
+	srv.Ctl(t, "add_user", name, "s3cret")
+	srv.Ctl(t, "set_permissions", name, "^$", "^$", "^$")
 	var all sync.WaitGroup
 	for what, tt := range map[string]struct {
 		url  string
@@ -481,7 +481,7 @@ func TestRefusedByTheServer(t *testing.T) {
 		"a wrong password":         {strings.Replace(srv.URL(), "mecha:", "mecha:x", 1), fault.Unauthenticated, "name and password"},
 		"no such user":             {strings.Replace(srv.URL(), "mecha:", "nobody:", 1), fault.Unauthenticated, "name and password"},
 		"a virtual host":           {srv.URL() + "nowhere", fault.Denied, "virtual host"},
-		"a user without any right": {fmt.Sprintf("amqp://reader:s3cret@127.0.0.1:%d", srv.Port), fault.Denied, "may the user configure"},
+		"a user without any right": {fmt.Sprintf("amqp://%s:s3cret@127.0.0.1:%d", name, srv.Port), fault.Denied, "may the user configure"},
 	} {
 		b := open(t, tt.url, "queueName", name)
 		// The server takes three seconds to refuse a password.

@@ -135,16 +135,25 @@ func (s *SQL) Start(tb testing.TB) {
 	s.home.Cleanup(s.Kill)
 }
 
-// Stop asks the server to end and waits until it has, at most for 30 s.
+// Stop asks the server to end and waits until it has, at most for a minute. It asks again and again:
+// Mosquitto forgets a request that comes too early.
 func (s *SQL) Stop(tb testing.TB) {
 	tb.Helper()
-	_ = syscall.Kill(s.proc.cmd.Process.Pid, syscall.SIGTERM)
-	select {
-	case <-s.proc.done:
-	case <-time.After(30 * time.Second):
-		tb.Errorf("%s does not stop:\n%s", s.proc.cmd.Path, s.proc.out.String())
+	again := time.NewTicker(2 * time.Second)
+	defer again.Stop()
+	for end := time.Now().Add(time.Minute); ; {
+		_ = syscall.Kill(s.proc.cmd.Process.Pid, syscall.SIGTERM)
+		select {
+		case <-s.proc.done:
+			s.Kill() // helpers that are left
+			return
+		case <-again.C:
+		}
+		if time.Now().After(end) {
+			s.Kill()
+			tb.Fatalf("%s does not stop:\n%s", s.proc.cmd.Path, s.proc.out.String())
+		}
 	}
-	s.Kill() // helpers that are left
 }
 
 // Kill ends the server and its helpers at once.
