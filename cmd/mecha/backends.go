@@ -13,9 +13,11 @@ import (
 	"github.com/mecha-project/mecha/components/localstorage"
 	"github.com/mecha-project/mecha/components/mdns"
 	"github.com/mecha-project/mecha/components/memory"
+	"github.com/mecha-project/mecha/components/mqtt"
 	"github.com/mecha-project/mecha/components/mysql"
 	"github.com/mecha-project/mecha/components/nats"
 	"github.com/mecha-project/mecha/components/postgres"
+	"github.com/mecha-project/mecha/components/rabbitmq"
 	"github.com/mecha-project/mecha/components/redis"
 	"github.com/mecha-project/mecha/components/sqlite"
 	"github.com/mecha-project/mecha/components/staticfile"
@@ -31,6 +33,8 @@ func backends() (*block.Set, error) {
 		cron.Backend(),
 		httpbinding.Backend(),
 		localstorage.Backend(),
+		rabbitmq.Backend(),
+		mqtt.Backend(),
 		redis.Backend(),
 		localsecret.Backend(),
 		localkeys.Backend(),

@@ -64,11 +64,11 @@ func app(f *filter) block.StateSearch {
 func TestQuery(t *testing.T) {
 	port := servers.Postgres(t).Port
 	for _, mode := range []string{"", "exec", "simple_protocol", "cache_describe", "describe_exec"} {
-		t.Run("mode "+mode, func(t *testing.T) { query(t, port, mode) })
+		t.Run("mode "+mode, func(t *testing.T) { queryIn(t, port, mode) })
 	}
 }
 
-func query(t *testing.T, port int, mode string) {
+func queryIn(t *testing.T, port int, mode string) {
 	s := open(t, "v1", at(port, append(tables("v1", "query"+mode), "queryExecMode", mode)...)...)
 	for key, value := range map[string]string{
 		"app||1": `{"person": {"name": "Ann", "age": 9}, "state": "CA", "on": true, "tags": ["x"], "none": null}`,

@@ -27,7 +27,8 @@ type Process struct {
 	done chan struct{}
 }
 
-// Start runs a server and waits until ready says so, at most for 30 s.
+// Start runs a server and waits until ready says so, at most for three minutes: a machine that is
+// busy with other tests is slow.
 func Start(tb testing.TB, cmd *exec.Cmd, ready func() error) *Process {
 	tb.Helper()
 	p := &Process{cmd: cmd, done: make(chan struct{})}
@@ -45,7 +46,7 @@ func Start(tb testing.TB, cmd *exec.Cmd, ready func() error) *Process {
 	go func() { _ = cmd.Wait(); close(p.done) }()
 	tb.Cleanup(p.Kill)
 	var last error
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if last = ready(); last == nil {
 			return p
 		}

@@ -38,6 +38,7 @@ type SQL struct {
 	start func() *exec.Cmd
 	ready func() error
 	proc  *Process
+	home  testing.TB // the test it was first started for, whose end is its own
 }
 
 // Postgres starts PostgreSQL with user postgres, SQLPassword and TLS. Other settings are
@@ -113,19 +114,46 @@ func (s *SQL) write(tb testing.TB, name string, text []byte) {
 
 func (s *SQL) run(tb testing.TB, cmd *exec.Cmd) {
 	tb.Helper()
-	cmd.SysProcAttr, cmd.Dir = &syscall.SysProcAttr{Credential: s.owner}, s.dir
+	cmd.SysProcAttr, cmd.Dir = s.attr(), s.dir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		tb.Fatalf("%s: %v\n%s", cmd.Path, err, out)
 	}
 }
 
-// Start starts the server, again after Kill.
+// attr makes the server's own user run a program.
+func (s *SQL) attr() *syscall.SysProcAttr { return &syscall.SysProcAttr{Credential: s.owner} }
+
+// Start starts the server, again after Stop or Kill.
 func (s *SQL) Start(tb testing.TB) {
 	tb.Helper()
 	cmd := s.start()
-	cmd.SysProcAttr, cmd.Dir = &syscall.SysProcAttr{Credential: s.owner}, s.dir
-	s.proc = Start(tb, cmd, s.ready)
-	tb.Cleanup(s.Kill)
+	cmd.SysProcAttr, cmd.Dir = s.attr(), s.dir
+	if s.home == nil {
+		s.home = tb
+	}
+	s.proc = Start(&lasting{TB: tb, keep: s.home.Cleanup}, cmd, s.ready)
+	s.home.Cleanup(s.Kill)
+}
+
+// Stop asks the server to end and waits until it has, at most for a minute. It asks again and again:
+// Mosquitto forgets a request that comes too early.
+func (s *SQL) Stop(tb testing.TB) {
+	tb.Helper()
+	again := time.NewTicker(2 * time.Second)
+	defer again.Stop()
+	for end := time.Now().Add(time.Minute); ; {
+		_ = syscall.Kill(s.proc.cmd.Process.Pid, syscall.SIGTERM)
+		select {
+		case <-s.proc.done:
+			s.Kill() // helpers that are left
+			return
+		case <-again.C:
+		}
+		if time.Now().After(end) {
+			s.Kill()
+			tb.Fatalf("%s does not stop:\n%s", s.proc.cmd.Path, s.proc.out.String())
+		}
+	}
 }
 
 // Kill ends the server and its helpers at once.
