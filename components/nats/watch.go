@@ -29,6 +29,8 @@ const (
 	// watchTick is how often a watch makes sure that it still is told everything. It costs two
 	// small requests.
 	watchTick = 15 * time.Second
+	// watchPause is between attempts to make a consumer.
+	watchPause = 250 * time.Millisecond
 	// watchStale is how old an answer to a tick may be; later ones are asked for again.
 	watchStale = 5 * time.Second
 	// mostWaiting and mostWaitingBytes bound what waits for a callee that takes its time.
@@ -124,9 +126,10 @@ func (w *watch) interrupted(ctx context.Context, p *period, err error) error {
 		return late
 	}
 	select {
-	case <-time.After(firstPause):
+	case <-time.After(watchPause):
 	case <-p.over:
 	case <-ctx.Done():
+	case <-w.s.conn.life.Done():
 	}
 	return nil
 }
