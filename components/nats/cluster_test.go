@@ -63,10 +63,13 @@ func TestReplicatedBucket(t *testing.T) {
 	open := func() block.State {
 		s := serverState(t, strings.Join(urls, ","), "store", "replicas", "3")
 		t.Cleanup(func() { _ = s.Close(context.Background()) })
+		waitFor(t, "the bucket, of which a server of the cluster may hear late", func() bool {
+			_, _, err := s.(block.StateScan).Scan(t.Context(), "ready", "", 1, true)
+			return err == nil && s.Set(t.Context(), block.StateWrite{Key: "ready"}) == nil
+		})
 		return s
 	}
 	s := open()
-	waitFor(t, "the bucket", func() bool { return s.Ping(t.Context()) == nil })
 
 	const keys = 120
 	for i := range keys {
