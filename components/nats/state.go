@@ -39,6 +39,9 @@ type state struct {
 	made   atomic.Pointer[abilities] // nil until the stream is known to exist
 	fences fences
 
+	// What the last pages of scans met: how far apart messages are, in sequences, and how large.
+	scanGap, scanSize atomic.Uint64
+
 	marking atomic.Bool // expired items are to leave markers
 }
 

@@ -29,8 +29,12 @@ const (
 	// watchTick is how often a watch makes sure that it still is told everything. It costs two
 	// small requests.
 	watchTick = 15 * time.Second
-	// watchStale is how old an answer to a tick may be; later ones are asked for again.
-	watchStale = 5 * time.Second
+	// watchPause is between attempts to make a consumer.
+	watchPause = 250 * time.Millisecond
+	// watchStale is how old an answer to a tick may be. Without one the watch makes another
+	// consumer, which may take watchOpen.
+	watchStale = 4 * time.Second
+	watchOpen  = 10 * time.Second
 	// mostWaiting and mostWaitingBytes bound what waits for a callee that takes its time.
 	mostWaiting      = 100_000
 	mostWaitingBytes = 64 << 20
@@ -57,7 +61,9 @@ func (w *watch) round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r, err := w.open(ctx, p)
+	short, cancel := context.WithTimeout(ctx, watchOpen)
+	r, err := w.open(short, p)
+	cancel()
 	if r != nil {
 		defer r.close()
 	}
@@ -117,16 +123,24 @@ func (w *watch) connect(ctx context.Context) (*period, error) {
 
 // interrupted judges an error of opening a round: nil when another round may go on.
 func (w *watch) interrupted(ctx context.Context, p *period, err error) error {
-	if !w.begun || ctx.Err() != nil || errors.Is(err, errMissed) {
+	switch {
+	case ctx.Err() != nil:
+		return fault.Wrap(opWatch, fault.Canceled, ctx.Err())
+	case errors.Is(err, errMissed):
+		return err
+	case !w.begun && fault.Of(err) == fault.Deadline: // ours
+		return fault.New(opWatch, fault.Unavailable, "the server does not answer within %v: %v", watchOpen, err)
+	case !w.begun:
 		return err
 	}
 	if late := w.late(); late != nil {
 		return late
 	}
 	select {
-	case <-time.After(firstPause):
+	case <-time.After(watchPause):
 	case <-p.over:
 	case <-ctx.Done():
+	case <-w.s.conn.life.Done():
 	}
 	return nil
 }

@@ -298,7 +298,7 @@ func TestWatchOfBucketLostMeanwhile(t *testing.T) {
 // that is not lost does not end, however long nothing happens.
 func TestWatchOfShortMemory(t *testing.T) {
 	url := startServer(t).ClientURL()
-	const memory = 2 * time.Second
+	const memory = 8 * time.Second
 	if _, err := admin(t, url).CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "mine", LimitMarkerTTL: memory}); err != nil {
 		t.Fatal(err)
 	}
@@ -308,7 +308,7 @@ func TestWatchOfShortMemory(t *testing.T) {
 	defer writer.Close(t.Context())
 	w, idle := watch(t, s, ""), watch(t, writer, "")
 	g.set(false)
-	w.ends("is remembered for 2s")
+	w.ends("is remembered for 8s")
 	g.set(true)
 	time.Sleep(memory) // nothing happens
 	set(t, writer, "k", "v")

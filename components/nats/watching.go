@@ -157,10 +157,8 @@ func (r *round) checked(info *jetstream.ConsumerInfo, stream *jetstream.StreamIn
 		r.failed(late)
 		return
 	}
-	if err != nil {
-		if fault.Of(err) != fault.Deadline { // the consumer is gone, say
-			r.again()
-		}
+	if err != nil { // the consumer is gone, say, or the server of a cluster that had it
+		r.again()
 		return
 	}
 	w.serverTime, w.localTime = info.TimeStamp, time.Now()

@@ -95,3 +95,73 @@ func BenchmarkBinding(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkScan reads pages of 100 items of 1 KiB out of 10 000, beside as many reads by key, and
+// pages of one app's keys among ten times as many of others.
+func BenchmarkScan(b *testing.B) {
+	srv := servers.StartRedis(b)
+	if _, err := servers.RedisCommand(srv.Port, "CONFIG", "SET", "appendonly", "no"); err != nil {
+		b.Fatal(err)
+	}
+	s := open(b, "redisHost", srv.Addr)
+	defer s.Close(context.Background())
+	ctx := context.Background()
+	const all, page = 10_000, 100
+	var keys []string
+	for i := 0; i < all; i += page {
+		var ws []block.StateWrite
+		for k := i; k < i+page; k++ {
+			app := "app||"
+			if k%11 == 0 {
+				app = "few||"
+			}
+			ws = append(ws, block.StateWrite{Key: fmt.Sprint(app, k), Value: make([]byte, 1024)})
+		}
+		if errs := s.(block.StateBatch).SetMany(ctx, ws); errs != nil {
+			b.Fatal(errs)
+		}
+		keys = append(keys, ws[1].Key)
+	}
+	scan := func(prefix string, keysOnly bool) func() error {
+		token := ""
+		return func() error {
+			_, next, err := s.(block.StateScan).Scan(ctx, prefix, token, page, keysOnly)
+			token = next
+			return err
+		}
+	}
+	b.Run("page", func(b *testing.B) { each(b, 1, scan("app||", false)) })
+	b.Run("page of keys", func(b *testing.B) { each(b, 1, scan("app||", true)) })
+	b.Run("page of few among many", func(b *testing.B) { each(b, 1, scan("few||", false)) })
+	b.Run("get 100", func(b *testing.B) {
+		each(b, 1, func() error { _, err := s.(block.StateBatch).GetMany(ctx, keys, block.StateRead{}); return err })
+	})
+}
+
+// BenchmarkFence compares writes behind a fence with plain ones.
+func BenchmarkFence(b *testing.B) {
+	srv := servers.StartRedis(b)
+	if _, err := servers.RedisCommand(srv.Port, "CONFIG", "SET", "appendonly", "no"); err != nil {
+		b.Fatal(err)
+	}
+	s := open(b, "redisHost", srv.Addr)
+	defer s.Close(context.Background())
+	ctx := context.Background()
+	op := func(key string) block.StateOp {
+		return block.StateOp{StateWrite: block.StateWrite{Key: key, Value: make([]byte, 1024)}}
+	}
+	one, two := []block.StateOp{op("app||a")}, []block.StateOp{op("app||a"), op("app||b")}
+	for _, bench := range []struct {
+		name string
+		op   func() error
+	}{
+		{"set", func() error { return s.Set(ctx, one[0].StateWrite) }},
+		{"fenced set", func() error { return s.(block.StateFence).TransactFenced(ctx, "app||f", 7, one) }},
+		{"tx2", func() error { return s.(block.StateTx).Transact(ctx, two) }},
+		{"fenced tx2", func() error { return s.(block.StateFence).TransactFenced(ctx, "app||f", 7, two) }},
+	} {
+		for _, callers := range []int{1, 32} {
+			b.Run(fmt.Sprint(bench.name, "/", callers), func(b *testing.B) { each(b, callers, bench.op) })
+		}
+	}
+}

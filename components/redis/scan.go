@@ -187,7 +187,7 @@ type listing struct {
 	next   uint64 // the cursor to go on with; 0 at the end
 	nodes  int    // how many servers have keys
 	server uint64 // which process has answered
-	layout uint64 // which servers have which slots; 0 outside of a cluster
+	layout uint64 // which servers have which slots, and their order; 0 outside of a cluster
 	moving bool   // slots are being moved away from the server
 }
 
@@ -201,12 +201,15 @@ func (s *state) keysFrom(ctx context.Context, op fault.Op, at spot, pattern stri
 		// It comes last: a move that is not under way by then has not taken anything along.
 		cmds = append(cmds, newCommand(false, 0, "cluster", "nodes"))
 	}
-	nodes := 1
+	nodes, addrs := 1, ""
 	err := s.conn.exchange(ctx, op, cmds, func(ctx context.Context, client goredis.UniversalClient) {
 		var p goredis.Pipeliner
 		if cluster {
 			masters, err := mastersOf(ctx, client)
 			nodes = len(masters)
+			for _, m := range masters {
+				addrs += "\n" + m.Options().Addr
+			}
 			if err == nil && at.node >= nodes {
 				err = errFewerServers
 			}
@@ -241,7 +244,9 @@ func (s *state) keysFrom(ctx context.Context, op fault.Op, at spot, pattern stri
 	a.server = fingerprint(infoLine(text, "run_id"))
 	if cluster {
 		text, _ := cmds[2].Text()
-		a.layout, a.moving = layoutOf(text)
+		var layout string
+		layout, a.moving = layoutOf(text)
+		a.layout = fingerprint(layout + addrs)
 	}
 	answer, _ := keys.Val().([]any)
 	if len(answer) != 2 {

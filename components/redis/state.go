@@ -21,7 +21,8 @@ var (
 type state struct {
 	conn    *conn
 	ttl     time.Duration   // of items written without one
-	recheck time.Duration   // of watches
+	recheck time.Duration   // how often a watch looks whether it is told all
+	silence time.Duration   // after which a watch asks for a sign of life
 	alive   context.Context // ends at Close
 	end     context.CancelFunc
 }

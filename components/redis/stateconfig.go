@@ -34,7 +34,7 @@ func NewState(_ block.Env, c *StateConfig) (block.State, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &state{conn: n, ttl: max(c.TTL, 0), recheck: recheck}
+	s := &state{conn: n, ttl: max(c.TTL, 0), recheck: recheck, silence: recheck}
 	s.alive, s.end = context.WithCancel(context.Background())
 	return s, nil
 }

@@ -84,7 +84,7 @@ func (w *watch) follow(ctx context.Context, started func()) error {
 	defer listening.Wait()
 	defer ps.Close() // ends the listening
 	// The library looks at a deadline a moment before the context does: then it is no lost connection.
-	listening.Go(func() { e.listen(context.WithoutCancel(ctx), ps, w.s.recheck) })
+	listening.Go(func() { e.listen(context.WithoutCancel(ctx), ps, w.s.silence) })
 	select {
 	case <-e.ready:
 	case <-e.over:
