@@ -355,3 +355,6 @@ func (k *Kafka) certify(tb testing.TB) {
 	cert, key = issue(&x509.Certificate{Subject: pkix.Name{CommonName: "client"}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	k.ClientCert, k.ClientKey = file("client.pem", cert), file("client.key", key)
 }
+
+// Jars is the folder of the broker's jars, among which are Kafka's own clients.
+func (k *Kafka) Jars() string { return filepath.Join(k.home, "jars") }
