@@ -3,6 +3,8 @@ package kafka
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -118,7 +120,11 @@ func (m *member) poll(op fault.Op) error {
 				fatal = err
 				return
 			}
-			m.log.Warn("reading from Kafka is disturbed", "topic", topic, "partition", p, "error", err)
+			level := slog.LevelWarn
+			if away := (net.Error)(nil); errors.As(err, &away) {
+				level = slog.LevelDebug // lost connections are told once, by health
+			}
+			m.log.Log(m.ctx, level, "reading from Kafka is disturbed", "topic", topic, "partition", p, "error", err)
 		})
 		if fatal != nil {
 			return m.explain(op, fatal, false)
@@ -136,10 +142,11 @@ func (m *member) poll(op fault.Op) error {
 func (m *member) hopeless(err error) bool {
 	var answer *kerr.Error
 	var gap *kgo.ErrDataLoss
+	var large *kgo.ErrDecompressTooLarge
 	switch {
 	case errors.As(err, &gap):
 		return false // told, and reading goes on from what there is
-	case errors.Is(err, kgo.ErrClientClosed):
+	case errors.Is(err, kgo.ErrClientClosed), errors.As(err, &large):
 		return true
 	case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.UnknownTopicID):
 		return false // it may be made yet
@@ -264,7 +271,7 @@ func (m *member) send(ctx context.Context, what map[string]map[int32]kgo.EpochOf
 			}
 		}
 	})
-	if failed != nil && ctx.Err() == nil {
+	if failed != nil {
 		m.log.Debug("offsets could not be committed", "group", m.group, "error", failed)
 	}
 	return failed

@@ -62,7 +62,7 @@ func TestKafka(t *testing.T) {
 		}
 		fetches.EachRecord(func(r *kgo.Record) { delete(want, string(r.Value)) })
 	}
-	if servers.SharedKafka(t) != servers.SharedKafka(t) {
+	if first, second := servers.SharedKafka(t), servers.SharedKafka(t); first != second {
 		t.Error("two shared brokers")
 	}
 }
