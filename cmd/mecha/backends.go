@@ -7,6 +7,7 @@ import (
 	"github.com/mecha-project/mecha/components/dns"
 	"github.com/mecha-project/mecha/components/hostdir"
 	"github.com/mecha-project/mecha/components/httpbinding"
+	"github.com/mecha-project/mecha/components/kafka"
 	"github.com/mecha-project/mecha/components/localsecret"
 	"github.com/mecha-project/mecha/components/localstorage"
 	"github.com/mecha-project/mecha/components/mdns"
@@ -15,6 +16,7 @@ import (
 	"github.com/mecha-project/mecha/components/nats"
 	"github.com/mecha-project/mecha/components/postgres"
 	"github.com/mecha-project/mecha/components/redis"
+	"github.com/mecha-project/mecha/components/smtp"
 	"github.com/mecha-project/mecha/components/sqlite"
 	"github.com/mecha-project/mecha/components/staticfile"
 	"github.com/mecha-project/mecha/components/vault"
@@ -29,6 +31,8 @@ func backends() (*block.Set, error) {
 		cron.Backend(),
 		httpbinding.Backend(),
 		localstorage.Backend(),
+		kafka.Backend(),
+		smtp.Backend(),
 		redis.Backend(),
 		localsecret.Backend(),
 		vault.Backend(),

@@ -15,6 +15,7 @@ import (
 	"github.com/mecha-project/mecha/components/dns"
 	"github.com/mecha-project/mecha/components/hostdir"
 	"github.com/mecha-project/mecha/components/httpbinding"
+	"github.com/mecha-project/mecha/components/kafka"
 	"github.com/mecha-project/mecha/components/localsecret"
 	"github.com/mecha-project/mecha/components/localstorage"
 	"github.com/mecha-project/mecha/components/mdns"
@@ -23,13 +24,14 @@ import (
 	"github.com/mecha-project/mecha/components/nats"
 	"github.com/mecha-project/mecha/components/postgres"
 	"github.com/mecha-project/mecha/components/redis"
+	"github.com/mecha-project/mecha/components/smtp"
 	"github.com/mecha-project/mecha/components/sqlite"
 	"github.com/mecha-project/mecha/components/staticfile"
 	"github.com/mecha-project/mecha/components/vault"
 )
 
 func main() {
-	all := []block.Backend{memory.Backend(), nats.Backend(), postgres.Backend(), mysql.Backend(), redis.Backend(), localsecret.Backend(), vault.Backend(), cron.Backend(), httpbinding.Backend(), localstorage.Backend(), hostdir.Backend(), mdns.Backend(), dns.Backend(), staticfile.Backend(), sqlite.Backend()}
+	all := []block.Backend{memory.Backend(), nats.Backend(), postgres.Backend(), mysql.Backend(), redis.Backend(), localsecret.Backend(), vault.Backend(), cron.Backend(), httpbinding.Backend(), localstorage.Backend(), kafka.Backend(), smtp.Backend(), hostdir.Backend(), mdns.Backend(), dns.Backend(), staticfile.Backend(), sqlite.Backend()}
 	if err := os.WriteFile("docs/reference/components.md", []byte(components(all)), 0o644); err != nil {
 		fmt.Fprintln(os.Stderr, "mechagen:", err)
 		os.Exit(1)

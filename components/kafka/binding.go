@@ -55,7 +55,11 @@ func NewBinding(env block.Env, c *BindingConfig) (block.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &binding{producer: newProducer(n, c.Producer), headers: &c.Headers}
+	h, err := c.Headers.compile()
+	if err != nil {
+		return nil, fault.Wrap("kafka.NewBinding", fault.Invalid, err)
+	}
+	b := &binding{producer: newProducer(n, c.Producer), headers: h}
 	in := &input{binding: b, consumer: &c.Consumer, topics: c.Topics, group: c.Consumer.group(env)}
 	out := &output{binding: b, topic: c.PublishTopic}
 	if len(c.Topics) > 0 {
@@ -76,7 +80,7 @@ func NewBinding(env block.Env, c *BindingConfig) (block.Component, error) {
 // binding is what both directions share.
 type binding struct {
 	producer *producer
-	headers  *HeaderConfig
+	headers  *headers
 }
 
 // Ping asks a broker for a sign of life.

@@ -103,30 +103,34 @@ type HeaderConfig struct {
 	EscapeHeaders bool `yaml:"escapeHeaders"`
 	// ExcludeHeaders is a regular expression; metadata whose names match do not become headers of
 	// a record, and headers that match do not become metadata.
-	ExcludeHeaders Pattern `yaml:"excludeHeaderMetaRegex"`
+	ExcludeHeaders string `yaml:"excludeHeaderMetaRegex"`
 }
 
-// Pattern is a regular expression; the zero value matches nothing.
-type Pattern struct{ re *regexp.Regexp }
-
-// UnmarshalText reads the expression.
-func (p *Pattern) UnmarshalText(text []byte) error {
-	re, err := regexp.Compile(string(text))
-	if err == nil {
-		p.re = re
+// Validate judges the expression.
+func (c *HeaderConfig) Validate() error {
+	if _, err := c.compile(); err != nil {
+		return conf.Bad("excludeHeaderMetaRegex", "%v", err)
 	}
-	return err
+	return nil
 }
 
-// MarshalText writes the expression.
-func (p Pattern) MarshalText() ([]byte, error) {
-	if p.re == nil {
-		return nil, nil
+func (c *HeaderConfig) compile() (*headers, error) {
+	h := &headers{escape: c.EscapeHeaders}
+	if c.ExcludeHeaders == "" {
+		return h, nil
 	}
-	return []byte(p.re.String()), nil
+	var err error
+	h.exclude, err = regexp.Compile(c.ExcludeHeaders)
+	return h, err
 }
 
-func (p Pattern) match(s string) bool { return p.re != nil && p.re.MatchString(s) }
+// headers is a HeaderConfig ready for use.
+type headers struct {
+	escape  bool
+	exclude *regexp.Regexp // nil: none
+}
+
+func (h *headers) leftOut(name string) bool { return h.exclude != nil && h.exclude.MatchString(name) }
 
 // ConsumerConfig says how a group reads.
 type ConsumerConfig struct {

@@ -172,6 +172,9 @@ func (c *ConnConfig) Validate() error {
 
 // addresses are the brokers with their ports.
 func (c *ConnConfig) addresses() ([]string, error) {
+	if len(c.Brokers) == 0 {
+		return nil, conf.Bad("brokers", "holds no address; want host:port, several separated by commas")
+	}
 	out := make([]string, len(c.Brokers))
 	for i, b := range c.Brokers {
 		if strings.ContainsAny(b, "@/ ") {
@@ -185,8 +188,12 @@ func (c *ConnConfig) addresses() ([]string, error) {
 		if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
 			return nil, conf.Bad("brokers", "%q: %q is not a port", b, port)
 		}
-		if host == "" {
+		bare, _, _ := strings.Cut(host, "%") // the zone of an IPv6 address
+		switch {
+		case host == "":
 			return nil, conf.Bad("brokers", "%q has no host", b)
+		case strings.ContainsAny(host, "[]") || strings.Contains(host, ":") && net.ParseIP(bare) == nil:
+			return nil, conf.Bad("brokers", "%q is not host:port", b)
 		}
 		out[i] = net.JoinHostPort(host, port)
 	}

@@ -33,7 +33,7 @@ const anyPartition = -1
 // newRecord makes the record of a request, with memory of its own. All metadata become headers, as
 // in Dapr. Data that are the word null are a record without a value: in a compacted topic, the end
 // of its key.
-func newRecord(op fault.Op, topic string, data []byte, metadata map[string]string, h *HeaderConfig) (*kgo.Record, error) {
+func newRecord(op fault.Op, topic string, data []byte, metadata map[string]string, h *headers) (*kgo.Record, error) {
 	if s := metadata[schemaEntry]; s != "" && s != "None" {
 		return nil, fault.New(op, fault.Unsupported, "%s %q: schemas are not offered; leave it out and send the bytes that consumers expect", schemaEntry, s).With(fault.BadMetadata).WithSent(fault.SentNever)
 	}
@@ -57,7 +57,7 @@ func newRecord(op fault.Op, topic string, data []byte, metadata map[string]strin
 		r.Partition, r.Context = int32(n), context.WithValue(context.Background(), available{}, new(atomic.Int64))
 	}
 	for _, name := range slices.Sorted(maps.Keys(metadata)) {
-		if !h.ExcludeHeaders.match(name) {
+		if !h.leftOut(name) {
 			r.Headers = append(r.Headers, kgo.RecordHeader{Key: name, Value: []byte(metadata[name])})
 		}
 	}
@@ -66,16 +66,16 @@ func newRecord(op fault.Op, topic string, data []byte, metadata map[string]strin
 
 // metadataOf is what the app is told of a record: its headers and, stronger than headers of these
 // names, its key and place.
-func metadataOf(r *kgo.Record, h *HeaderConfig) map[string]string {
+func metadataOf(r *kgo.Record, h *headers) map[string]string {
 	text := func(b []byte) string {
-		if h.EscapeHeaders {
+		if h.escape {
 			return url.QueryEscape(string(b))
 		}
 		return string(b)
 	}
 	m := make(map[string]string, len(r.Headers)+5)
 	for _, header := range r.Headers {
-		if !h.ExcludeHeaders.match(header.Key) {
+		if !h.leftOut(header.Key) {
 			m[header.Key] = text(header.Value)
 		}
 	}
