@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -81,10 +83,35 @@ func NewBinding(env block.Env, c *BindingConfig) (block.Component, error) {
 type binding struct {
 	producer *producer
 	headers  *headers
+	met      atomic.Bool // a broker has answered a Ping
 }
 
-// Ping asks a broker for a sign of life.
-func (b *binding) Ping(ctx context.Context) error { return b.producer.ping(ctx, "kafka.Ping") }
+// firstPatience is how long the first Ping waits for a broker.
+const firstPatience = time.Second
+
+// Ping asks a broker for a sign of life. Until one has given it, brokers that cannot be reached are
+// no error: a sidecar is to start before them, and the component connects when they come. Brokers
+// that refuse to let it in are one.
+func (b *binding) Ping(ctx context.Context) error {
+	const op fault.Op = "kafka.Ping"
+	if b.met.Load() {
+		return b.producer.ping(ctx, op)
+	}
+	if _, err := b.producer.use(ctx, op); err != nil {
+		return err
+	}
+	soon, cancel := context.WithTimeout(ctx, firstPatience)
+	defer cancel()
+	err := b.producer.ping(soon, op)
+	switch code := fault.Of(err); {
+	case err == nil:
+		b.met.Store(true)
+	case ctx.Err() == nil && (code == fault.Unavailable || code == fault.Deadline):
+		b.producer.log.Warn("Kafka cannot be reached yet; the component connects when it can", "brokers", b.producer.addrs, "error", err)
+		return nil
+	}
+	return err
+}
 
 // Close ends the clients. Appends under way fail, and reading ends as it does with its context.
 func (b *binding) Close(context.Context) error {
