@@ -139,13 +139,9 @@ type health struct {
 	last atomic.Pointer[error] // of the last attempt; nil when it succeeded
 }
 
-var _ interface {
-	kgo.HookBrokerConnect
-	kgo.HookBrokerDisconnect
-} = (*health)(nil)
+var _ kgo.HookBrokerConnect = (*health)(nil)
 
-// OnBrokerConnect implements kgo.HookBrokerConnect. Signing in is part of connecting for us; the
-// library reports it separately, by a connection that ends.
+// OnBrokerConnect implements kgo.HookBrokerConnect. Signing in is part of connecting.
 func (h *health) OnBrokerConnect(broker kgo.BrokerMetadata, _ time.Duration, _ net.Conn, err error) {
 	if err == nil {
 		if h.last.Swap(nil) != nil {
@@ -157,9 +153,6 @@ func (h *health) OnBrokerConnect(broker kgo.BrokerMetadata, _ time.Duration, _ n
 		h.log.Warn("cannot connect to Kafka; trying again", "broker", brokerName(broker), "error", err)
 	}
 }
-
-// OnBrokerDisconnect implements kgo.HookBrokerDisconnect.
-func (h *health) OnBrokerDisconnect(kgo.BrokerMetadata, net.Conn) {}
 
 // why is the error of the last attempt to connect, nil when it succeeded.
 func (h *health) why() error {

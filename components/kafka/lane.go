@@ -28,6 +28,7 @@ type lane struct {
 	queue   []*kgo.Record
 	bytes   int
 	paused  bool // the client does not fetch the partition
+	mark    int  // when paused: it does again when the queue is as short
 	stopped bool // stop is closed
 	lost    bool // what is handled from now on is not to be committed
 	news    chan struct{}

@@ -150,6 +150,8 @@ func (m *member) hopeless(err error) bool {
 		return true
 	case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.UnknownTopicID):
 		return false // it may be made yet
+	case errors.Is(err, kerr.UnknownMemberID), errors.Is(err, kerr.IllegalGeneration), errors.Is(err, kerr.RebalanceInProgress):
+		return false // the group went on without us; the client joins again
 	}
 	return errors.As(err, &answer) && !answer.Retriable
 }
@@ -183,10 +185,11 @@ func (m *member) put(at partition, records []*kgo.Record) {
 // throttle stops or resumes fetching of a lane's partition. mu is held.
 func (m *member) throttle(l *lane) {
 	full := len(l.queue) >= m.buffer || l.bytes >= laneBytes
-	spare := len(l.queue) <= m.buffer/2 && l.bytes <= laneBytes/2
+	// Fetching begins again before the lane is empty, early enough to be done by then.
+	spare := len(l.queue) <= l.mark && l.bytes <= laneBytes
 	switch {
 	case !l.paused && full:
-		l.paused = true
+		l.paused, l.mark = true, len(l.queue)/2
 		m.client.PauseFetchPartitions(map[string][]int32{l.at.topic: {l.at.id}})
 	case l.paused && spare:
 		l.paused = false
@@ -294,8 +297,13 @@ func (m *member) revoked(_ context.Context, _ *kgo.Client, parts map[string][]in
 	for _, l := range lanes {
 		select {
 		case <-l.done:
+			continue
 		case <-late.C:
-			late.Reset(0)
+			late.Reset(0) // for the others
+		}
+		select {
+		case <-l.done:
+		default:
 			m.log.Warn("the app has not handled a record in time; its partition goes to another member, which will give it to its app again",
 				"topic", l.at.topic, "partition", l.at.id)
 		}
