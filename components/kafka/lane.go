@@ -18,7 +18,7 @@ type partition struct {
 type lane struct {
 	m      *member
 	at     partition
-	ctx    context.Context // of deliveries; ends when the partition is somebody else's
+	ctx    context.Context // of deliveries; ends with the reader's, and when the partition is somebody else's
 	cut    context.CancelFunc
 	stop   chan struct{} // closed when no further record is to begin
 	done   chan struct{} // closed when no record is at the app any more
@@ -56,7 +56,7 @@ func (l *lane) run() {
 func (l *lane) next() *kgo.Record {
 	for {
 		l.m.mu.Lock()
-		if l.stopped {
+		if l.stopped || l.ctx.Err() != nil {
 			l.m.mu.Unlock()
 			return nil
 		}
@@ -72,6 +72,7 @@ func (l *lane) next() *kgo.Record {
 		select {
 		case <-l.news:
 		case <-l.stop:
+		case <-l.ctx.Done():
 		}
 	}
 }
@@ -88,6 +89,9 @@ func (l *lane) see(r *kgo.Record) bool {
 			case <-l.stop:
 				t.Stop()
 				return false
+			case <-l.ctx.Done():
+				t.Stop()
+				return false
 			}
 		}
 		err := l.m.deliver(l.ctx, r)
@@ -96,6 +100,8 @@ func (l *lane) see(r *kgo.Record) bool {
 		}
 		select {
 		case <-l.stop:
+			return false
+		case <-l.ctx.Done():
 			return false
 		default:
 		}
