@@ -31,6 +31,10 @@ type member struct {
 	client  *kgo.Client
 	ctx     context.Context // the reader's
 
+	// commits is held from looking at what is pending to the broker's answer. A commit that was
+	// prepared before a partition was given up, and sent after it, would put its next owner back.
+	commits sync.Mutex
+
 	mu      sync.Mutex
 	lanes   map[partition]*lane                  // guarded by mu
 	pending map[string]map[int32]kgo.EpochOffset // guarded by mu; handled and not committed
@@ -236,6 +240,8 @@ func (m *member) commitLoop(stopped chan struct{}) {
 
 // commit commits what is pending, once. What fails stays pending.
 func (m *member) commit(ctx context.Context) error {
+	m.commits.Lock()
+	defer m.commits.Unlock()
 	m.mu.Lock()
 	what := make(map[string]map[int32]kgo.EpochOffset, len(m.pending))
 	for topic, parts := range m.pending {
