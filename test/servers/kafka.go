@@ -143,7 +143,8 @@ func (k *Kafka) Stop(tb testing.TB) {
 // Log is what the broker has printed since it was last started: errors.
 func (k *Kafka) Log() string { return k.out.String() }
 
-// CreateTopic makes a topic. Settings are the topic's: "retention.ms=1000".
+// CreateTopic makes a topic and waits until all of it can be used. Settings are the topic's:
+// "retention.ms=1000".
 func (k *Kafka) CreateTopic(tb testing.TB, name string, partitions int, settings ...string) {
 	tb.Helper()
 	admin := k.Admin(tb)
@@ -158,6 +159,13 @@ func (k *Kafka) CreateTopic(tb testing.TB, name string, partitions int, settings
 	if _, err := admin.CreateTopic(ctx, int32(partitions), 1, configs, name); err != nil {
 		tb.Fatalf("topic %s: %v", name, err)
 	}
+	for ctx.Err() == nil {
+		if ends, err := admin.ListEndOffsets(ctx, name); err == nil && ends.Error() == nil && len(ends[name]) == partitions {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	tb.Fatalf("topic %s: its partitions are not there", name)
 }
 
 // Admin is a client for looking at the broker, to be closed.
