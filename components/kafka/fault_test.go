@@ -65,7 +65,16 @@ func TestKilledBroker(t *testing.T) {
 	k := servers.StartKafka(t)
 	const partitions = 3
 	k.CreateTopic(t, "kills", partitions)
-	b := opened(t, "brokers", k.Addr, "topics", "kills", "publishTopic", "kills", "initialOffset", "oldest", "writeTimeout", "30s")
+	var said lines
+	b := open(t, &said, "brokers", k.Addr, "topics", "kills", "publishTopic", "kills", "initialOffset", "oldest", "writeTimeout", "30s")
+	t.Cleanup(func() {
+		_ = b.Close(within(t))
+		if t.Failed() {
+			t.Logf("the component said:\n%s", said.String())
+		}
+	})
+	life, end := context.WithCancel(context.Background()) // a test that fails ends its writers
+	defer end()
 	var mu sync.Mutex
 	last, handled := map[string]int{}, map[string]bool{}
 	r := start(t, b, func(_ context.Context, data string) error {
@@ -95,8 +104,12 @@ func TestKilledBroker(t *testing.T) {
 				}
 				data := fmt.Sprintf("key%d/%d", w, n)
 				for { // as a policy that repeats would
-					if _, err := b.(block.Output).Invoke(within(t), create(data, "partitionKey", fmt.Sprint("key", w))); err == nil {
+					_, err := b.(block.Output).Invoke(life, create(data, "partitionKey", fmt.Sprint("key", w)))
+					if err == nil {
 						break
+					}
+					if life.Err() != nil {
+						return
 					}
 				}
 				written[w] = append(written[w], data)
@@ -275,4 +288,22 @@ func TestRefusals(t *testing.T) {
 	k.CreateTopic(t, "yet", 1)
 	put(t, client(t, k, kgo.RecordPartitioner(kgo.ManualPartitioner())), "yet", 0, "one")
 	r.until("one")
+}
+
+// lines keeps a log for when it is wanted.
+type lines struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }

@@ -112,7 +112,9 @@ func committed(t testing.TB, k *servers.Kafka, group, topic string, p int32) int
 	t.Helper()
 	admin := k.Admin(t)
 	defer admin.Close()
-	offsets, err := admin.FetchOffsets(within(t), group)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second) // asked again by who waits
+	defer cancel()
+	offsets, err := admin.FetchOffsets(ctx, group)
 	if err != nil {
 		return -1
 	}
