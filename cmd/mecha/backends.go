@@ -7,6 +7,7 @@ import (
 	"github.com/mecha-project/mecha/components/dns"
 	"github.com/mecha-project/mecha/components/hostdir"
 	"github.com/mecha-project/mecha/components/httpbinding"
+	"github.com/mecha-project/mecha/components/kafka"
 	"github.com/mecha-project/mecha/components/kubernetes"
 	"github.com/mecha-project/mecha/components/localkeys"
 	"github.com/mecha-project/mecha/components/localsecret"
@@ -19,6 +20,7 @@ import (
 	"github.com/mecha-project/mecha/components/postgres"
 	"github.com/mecha-project/mecha/components/rabbitmq"
 	"github.com/mecha-project/mecha/components/redis"
+	"github.com/mecha-project/mecha/components/smtp"
 	"github.com/mecha-project/mecha/components/sqlite"
 	"github.com/mecha-project/mecha/components/staticfile"
 	"github.com/mecha-project/mecha/components/vault"
@@ -35,6 +37,8 @@ func backends() (*block.Set, error) {
 		localstorage.Backend(),
 		rabbitmq.Backend(),
 		mqtt.Backend(),
+		kafka.Backend(),
+		smtp.Backend(),
 		redis.Backend(),
 		localsecret.Backend(),
 		localkeys.Backend(),

@@ -1,6 +1,7 @@
 package servers
 
 import (
+	"os"
 	"sync"
 	"testing"
 )
@@ -76,3 +77,14 @@ type lasting struct {
 }
 
 func (l *lasting) Cleanup(f func()) { l.keep(f) }
+
+// TempDir is a folder that goes with the server.
+func (l *lasting) TempDir() string {
+	l.Helper()
+	dir, err := os.MkdirTemp("", "mecha-shared-")
+	if err != nil {
+		l.Fatal(err)
+	}
+	l.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
