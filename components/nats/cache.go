@@ -320,7 +320,8 @@ func (c *cache) Follow(ctx context.Context, prefix string, started func(), chang
 		case <-inner.Done():
 		}
 	}()
-	err = c.s.Watch(inner, prefix, started, func(items []block.StateItem) {
+	// Entries say themselves when they end.
+	err = c.s.watch(inner, prefix, started, func(items []block.StateItem) {
 		changes := make([]block.CacheChange, len(items))
 		for i, it := range items {
 			changes[i].Key = it.Key
@@ -329,7 +330,7 @@ func (c *cache) Follow(ctx context.Context, prefix string, started func(), chang
 			}
 		}
 		changed(changes)
-	})
+	}, true)
 	switch {
 	case ctx.Err() != nil:
 		return fault.Wrap(op, fault.Canceled, ctx.Err())

@@ -1,6 +1,13 @@
 package nats
 
-import "time"
+import (
+	"time"
+
+	"github.com/mecha-project/mecha/components/block"
+)
 
 // RecheckEvery changes how often a follower looks whether its bucket is still there.
 func (c *Configuration) RecheckEvery(d time.Duration) { c.recheck = d }
+
+// RememberFor changes how long a store's watches believe that removed keys leave markers.
+func RememberFor(s block.State, d time.Duration) { s.(*state).memory = d }

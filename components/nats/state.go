@@ -42,22 +42,21 @@ type state struct {
 	// What the last pages of scans met: how far apart messages are, in sequences, and how large.
 	scanGap, scanSize atomic.Uint64
 
-	marking atomic.Bool // expired items are to leave markers
+	memory time.Duration // how long removed keys leave markers
 }
 
 // abilities of the stream as it was found.
 type abilities struct {
 	ttl, atomic, replicated bool
-	marks                   time.Duration // how long expired items leave markers; 0: they leave none
-	history                 bool          // keys keep messages from before their last one
+	history                 bool // keys keep messages from before their last one
 }
 
 const (
 	// headerOp with opDelete marks a removed key, as in the product's own buckets.
 	headerOp = "KV-Operation"
 	opDelete = "DEL"
-	// opPurge is the same for a bucket that keeps one message per key; the server then does not
-	// mark the end of the marker, where it marks that of items.
+	// opPurge is the same for a bucket that keeps one message per key. Where an operator lets the
+	// server mark the end of items, it does not mark the end of such a marker.
 	opPurge = "PURGE"
 	// markerLife is how long the marker of a removed key stays, in the server's form.
 	markerLife = "60s"
@@ -79,7 +78,7 @@ func newBucket(env block.Env, c *StoreConfig, replicas int, dial dialer, about s
 		bucket = env.Component
 	}
 	bucket = objectName(bucket)
-	s := &state{conn: newConn(dial, logger(env)), stream: "KV_" + bucket, prefix: "$KV." + bucket + ".", about: about, replicas: replicas}
+	s := &state{conn: newConn(dial, logger(env)), stream: "KV_" + bucket, prefix: "$KV." + bucket + ".", about: about, replicas: replicas, memory: markerTime}
 	s.getter = "$JS.API.DIRECT.GET." + s.stream + "." + s.prefix
 	return s
 }
@@ -506,18 +505,11 @@ func (s *state) create(ctx context.Context, op fault.Op, p *period) error {
 		Duplicates: time.Second, // ids are not used here: remember none
 	}
 	bounded(&want, s.maxBytes)
-	marking := s.marking.Load()
-	if marking {
-		want.SubjectDeleteMarkerTTL = markerTime
-	}
 	got, err := makeStream(ctx, p, want, func(have *jetstream.StreamConfig) bool {
 		fine := have.AllowDirect && have.AllowMsgTTL && have.AllowAtomicPublish && have.MaxMsgsPerSubject > 0
 		have.AllowDirect, have.AllowMsgTTL, have.AllowAtomicPublish = true, true, true
 		if have.MaxMsgsPerSubject <= 0 {
 			have.MaxMsgsPerSubject = 1
-		}
-		if marking && have.SubjectDeleteMarkerTTL <= 0 {
-			fine, have.SubjectDeleteMarkerTTL, have.AllowRollup = false, markerTime, true
 		}
 		return fine
 	})
@@ -527,6 +519,6 @@ func (s *state) create(ctx context.Context, op fault.Op, p *period) error {
 	if !got.AllowDirect {
 		return fault.New(op, fault.Unsupported, "bucket %s does not allow direct reads and cannot be changed; allow them or use another bucket", s.stream)
 	}
-	s.made.Store(&abilities{ttl: got.AllowMsgTTL, atomic: got.AllowAtomicPublish, replicated: got.Replicas > 1, marks: got.SubjectDeleteMarkerTTL, history: got.MaxMsgsPerSubject != 1})
+	s.made.Store(&abilities{ttl: got.AllowMsgTTL, atomic: got.AllowAtomicPublish, replicated: got.Replicas > 1, history: got.MaxMsgsPerSubject != 1})
 	return nil
 }

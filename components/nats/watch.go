@@ -20,7 +20,7 @@ const opWatch fault.Op = "nats.state.Watch"
 
 // A watch is a consumer of the bucket's stream. A lost connection leaves no gap, as the next
 // consumer goes on at the sequence where the last one stopped: the stream has the last message of
-// each key. Only markers, of removed and of expired keys, are dropped after a while. So a watch
+// each key. Only markers of removed keys are dropped after a while. So a watch
 // keeps account of the time, by the server's clock, up to which it certainly was told everything,
 // and gives up when that is too long ago.
 const (
@@ -42,11 +42,20 @@ const (
 
 // Watch tells of changes in the order in which the stream has them.
 func (s *state) Watch(ctx context.Context, prefix string, started func(), changed func([]block.StateItem)) error {
+	return s.watch(ctx, prefix, started, changed, false)
+}
+
+// watch is Watch; with endless nobody is told of items that expire, and what there is at the
+// beginning is not looked at.
+func (s *state) watch(ctx context.Context, prefix string, started func(), changed func([]block.StateItem), endless bool) error {
 	filter, err := keyFilter(opWatch, prefix)
 	if err != nil {
 		return err
 	}
-	w := &watch{s: s, prefix: prefix, filter: s.prefix + filter, started: started, changed: changed, wake: make(chan struct{}, 1)}
+	w := &watch{s: s, prefix: prefix, filter: s.prefix + filter, started: started, changed: changed, wake: make(chan struct{}, 1), endless: endless}
+	if !endless {
+		w.ends.heard = map[string]uint64{}
+	}
 	for {
 		if err := w.round(ctx); err != nil {
 			return err
@@ -71,6 +80,11 @@ func (w *watch) round(ctx context.Context) error {
 		return w.interrupted(ctx, p, err)
 	}
 	if !w.begun {
+		if !w.endless {
+			if err := w.list(ctx); err != nil {
+				return err
+			}
+		}
 		w.begun = true
 		w.started()
 	}
@@ -81,8 +95,12 @@ func (w *watch) round(ctx context.Context) error {
 		r.guard(guard)
 	}()
 	defer func() { stop(); <-guarded }()
+	next := time.NewTimer(0)
+	defer next.Stop()
 	for {
+		next.Reset(w.expire())
 		select {
+		case <-next.C:
 		case <-w.wake:
 			items, err := w.take()
 			if err != nil {
@@ -171,7 +189,7 @@ type round struct {
 
 // open makes a consumer and checks that it goes on where the last one stopped.
 func (w *watch) open(ctx context.Context, p *period) (*round, error) {
-	if err := w.s.createMarking(ctx, opWatch, p); err != nil {
+	if err := w.s.create(ctx, opWatch, p); err != nil {
 		return nil, err
 	}
 	r := &round{w: w, p: p, name: "mecha-watch-" + natsgo.NewInbox()[len("_INBOX."):], open: make(chan struct{}), over: make(chan struct{})}
@@ -213,18 +231,6 @@ const (
 	// advisories is where the server tells of requests to its interface, to those who ask.
 	advisories = "$JS.EVENT.ADVISORY.API"
 )
-
-// createMarking makes the bucket, or changes it, so that expired items leave markers.
-func (s *state) createMarking(ctx context.Context, op fault.Op, p *period) error {
-	s.marking.Store(true)
-	if err := s.create(ctx, op, p); err != nil {
-		return err
-	}
-	if a := s.made.Load(); a != nil && a.ttl && a.marks == 0 {
-		return fault.New(op, fault.Unsupported, "bucket %s does not tell of expired items and cannot be changed; set subject_delete_marker_ttl of its stream to %v", s.stream, markerTime)
-	}
-	return nil
-}
 
 func (s *state) streamInfo(ctx context.Context, p *period) (*jetstream.StreamInfo, error) {
 	return request[jetstream.StreamInfo](ctx, p, "$JS.API.STREAM.INFO."+s.stream, nil)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/components/nats"
 )
 
 // watched is a running Watch and the items that are there as far as it was told.
@@ -156,23 +157,31 @@ func TestWatchExpiryThroughLostConnection(t *testing.T) {
 	s, writer := serverState(t, "nats://"+g.l.Addr().String(), "store"), serverState(t, url, "store")
 	defer s.Close(t.Context())
 	defer writer.Close(t.Context())
+	set(t, writer, "stays", "v") // a bucket that has nothing of what it had might have been purged
+	if err := writer.Set(t.Context(), block.StateWrite{Key: "there before", Value: []byte("v"), TTL: 2 * time.Second}); err != nil {
+		t.Fatal(err)
+	}
 	w := watch(t, s, "")
-	if err := writer.Set(t.Context(), block.StateWrite{Key: "k", Value: []byte("v"), TTL: time.Second}); err != nil {
+	if err := writer.Set(t.Context(), block.StateWrite{Key: "k", Value: []byte("v"), TTL: 2 * time.Second}); err != nil {
 		t.Fatal(err)
 	}
 	w.hears(map[string]string{"k": "v"})
+	if err := writer.Set(t.Context(), block.StateWrite{Key: "long", Value: []byte("v"), TTL: time.Second}); err != nil {
+		t.Fatal(err)
+	}
 	g.set(false)
-	js := admin(t, url)
-	waitFor(t, "the server to mark the end", func() bool {
-		stream, err := js.Stream(t.Context(), "KV_store")
-		if err != nil {
-			return false
-		}
-		m, err := stream.GetLastMsgForSubject(t.Context(), "$KV.store.k")
-		return err == nil && m.Header.Get("Nats-Marker-Reason") != ""
+	set(t, writer, "long", "w")
+	waitFor(t, "the end", func() bool {
+		item, err := writer.Get(t.Context(), "k", block.StateRead{})
+		return err == nil && !item.Exists
 	})
 	g.set(true)
-	w.hears(map[string]string{})
+	w.hears(map[string]string{"long": "w"})
+	w.mu.Lock()
+	if w.gone["there before"] != 1 || w.gone["k"] != 1 {
+		t.Errorf("removals were told %v times", w.gone)
+	}
+	w.mu.Unlock()
 	w.endsQuietly()
 }
 
@@ -299,13 +308,12 @@ func TestWatchOfBucketLostMeanwhile(t *testing.T) {
 func TestWatchOfShortMemory(t *testing.T) {
 	url := startServer(t).ClientURL()
 	const memory = 8 * time.Second
-	if _, err := admin(t, url).CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "mine", LimitMarkerTTL: memory}); err != nil {
-		t.Fatal(err)
-	}
 	g := newGate(t, strings.TrimPrefix(url, "nats://"))
 	s, writer := serverState(t, "nats://"+g.l.Addr().String(), "mine"), serverState(t, url, "mine")
 	defer s.Close(t.Context())
 	defer writer.Close(t.Context())
+	nats.RememberFor(s, memory)
+	nats.RememberFor(writer, memory)
 	w, idle := watch(t, s, ""), watch(t, writer, "")
 	g.set(false)
 	w.ends("is remembered for 8s")
@@ -339,34 +347,4 @@ func TestWatchOfBlockedCallee(t *testing.T) {
 	case <-time.After(patience):
 		t.Error("Watch goes on although more waits than may")
 	}
-}
-
-// An account that may not change the bucket gets what the operator made of it.
-func TestWatchWithoutMarkers(t *testing.T) {
-	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(),
-		Users: []*server.User{{Username: "op", Password: "op"}, {Username: "app", Password: "app", Permissions: &server.Permissions{
-			Publish: &server.SubjectPermission{Deny: []string{"$JS.API.STREAM.UPDATE.>", "$JS.API.STREAM.CREATE.>"}}}}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv.Start()
-	defer srv.WaitForShutdown()
-	defer srv.Shutdown()
-	if !srv.ReadyForConnections(patience) {
-		t.Fatal("no server")
-	}
-	op := serverState(t, srv.ClientURL(), "store", "user", "op", "password", "op")
-	defer op.Close(t.Context())
-	set(t, op, "k", "v")
-	s := serverState(t, srv.ClientURL(), "store", "user", "app", "password", "app")
-	defer s.Close(t.Context())
-	err = s.(block.StateWatch).Watch(context.Background(), "", func() { t.Error("the watch started") }, func([]block.StateItem) {})
-	if fault.Of(err) != fault.Unsupported || !strings.Contains(err.Error(), "subject_delete_marker_ttl") {
-		t.Errorf("Watch: %v (%v), want unsupported, and what to do", err, fault.Of(err))
-	}
-	watch(t, op, "").endsQuietly() // changes the bucket
-	w := watch(t, s, "")
-	set(t, op, "k", "w")
-	w.hears(map[string]string{"k": "w"})
-	w.endsQuietly()
 }

@@ -20,6 +20,7 @@ type watch struct {
 	filter  string
 	started func()
 	changed func([]block.StateItem)
+	endless bool          // it does not tell of items that expire
 	begun   bool          // started was called
 	wake    chan struct{} // has a token when there is something to take
 
@@ -27,6 +28,7 @@ type watch struct {
 	items   []block.StateItem // guarded by mu; what waits to be told
 	at      map[string]int    // guarded by mu; where keys are in items
 	size    int               // guarded by mu; of items, in bytes
+	ends    ends              // guarded by mu
 	err     error             // guarded by mu; why the watch has to end
 	seq     uint64            // guarded by mu; all up to here was told
 	known   time.Time         // guarded by mu; all up to then was told, by the server's clock
@@ -125,10 +127,7 @@ func (w *watch) resume(made *jetstream.ConsumerInfo, stream *jetstream.StreamInf
 	switch {
 	case !w.begun:
 		w.seq, w.known, w.born = made.Delivered.Stream, made.TimeStamp, stream.Created
-		w.memory = markerTime
-		if marks := stream.Config.SubjectDeleteMarkerTTL; marks > 0 {
-			w.memory = min(w.memory, marks)
-		}
+		w.memory = w.s.memory
 		w.limit = w.memory - min(watchSlack, w.memory/2)
 	case !stream.Created.Equal(w.born):
 		return missed("bucket %s was made anew", w.s.stream)
@@ -213,6 +212,9 @@ func (r *round) hear(m *natsgo.Msg) {
 	}
 	v := version{seq: meta.Sequence.Stream, value: m.Data}
 	v.read(m.Header)
+	if !w.endless {
+		w.ends.note(*key, &v)
+	}
 	w.add(v.item(*key))
 	if len(w.items) > mostWaiting || w.size > mostWaitingBytes {
 		r.failed(missed("%d keys with %d bytes wait to be told, and no more may", len(w.items), w.size))

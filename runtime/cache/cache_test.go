@@ -205,6 +205,7 @@ func (c client) fill(key string, l *cache.Lease, with cache.Filling) bool {
 	c.t.Helper()
 	if l == nil {
 		c.t.Fatalf("%s: there is no lease to fill", key)
+		return false
 	}
 	ok, err := c.s.Fill(context.Background(), "cache", c.ns, key, l.ID, with)
 	if err != nil {
