@@ -60,6 +60,7 @@ func TestSidecarKilledOnRedis(t *testing.T) {
 const writers = 9
 
 func killSidecar(t *testing.T, name, store string) {
+	t.Parallel()
 	const kills = 5
 	options := harness.Options{AppID: "shop", Files: map[string]string{"store.yaml": store}}
 	mesh := harness.NewMesh(t)
