@@ -13,6 +13,7 @@ import (
 
 // Error codes of the JetStream API which have a meaning of their own here.
 const (
+	codeAccountFull    = 10002 // room of the account used up; so the embedded node answers on a full disk
 	codeInsufficient   = 10023 // resources of the server: disk or memory full
 	codeConsumerNone   = 10014
 	codeNoMessage      = 10037
@@ -46,7 +47,7 @@ func (e *apiError) conflict() bool {
 
 // full tells that the server has no room left.
 func (e *apiError) full() bool {
-	return e != nil && (e.ErrCode == codeInsufficient || e.ErrCode == codeStorage)
+	return e != nil && (e.ErrCode == codeAccountFull || e.ErrCode == codeInsufficient || e.ErrCode == codeStorage)
 }
 
 // pubAck is the answer to a publish.
@@ -72,7 +73,7 @@ func refusal(op fault.Op, what string, e *apiError) *fault.Error {
 	switch e.ErrCode {
 	case codeWrongLastSeq, codeWrongLastConst:
 		code, hint = fault.Conflict, "; read it again"
-	case codeInsufficient, codeStorage:
+	case codeAccountFull, codeInsufficient, codeStorage:
 		code, hint = fault.Exhausted, "; is the disk full?"
 	case codeStreamCreate:
 		code = fault.Unavailable

@@ -12,6 +12,7 @@ import (
 type gate struct {
 	listener net.Listener
 	dial     func() (net.Conn, error) // a connection of the server
+	sent     func(bytes int)          // told of what a client sends, before the server is
 	linger   time.Duration            // 0: for ever
 
 	mu      sync.Mutex
@@ -22,8 +23,8 @@ type gate struct {
 	work    sync.WaitGroup
 }
 
-func newGate(l net.Listener, linger time.Duration, dial func() (net.Conn, error)) *gate {
-	g := &gate{listener: l, dial: dial, linger: linger, clients: map[net.Conn]struct{}{}, left: make(chan struct{})}
+func newGate(l net.Listener, linger time.Duration, dial func() (net.Conn, error), sent func(int)) *gate {
+	g := &gate{listener: l, dial: dial, sent: sent, linger: linger, clients: map[net.Conn]struct{}{}, left: make(chan struct{})}
 	if linger > 0 {
 		g.idle = time.AfterFunc(linger, g.giveUp)
 	}
@@ -100,15 +101,29 @@ func (g *gate) serve(c net.Conn) {
 		splice(c, s)
 		_ = c.Close()
 	}()
-	splice(s, c)
+	splice(s, told{c, g.sent})
 	_ = s.Close()
 	_ = c.Close()
 	<-done
 }
 
+// told passes on what it reads after telling how much it is.
+type told struct {
+	from io.Reader
+	sent func(int)
+}
+
+func (t told) Read(p []byte) (int, error) {
+	n, err := t.from.Read(p)
+	if n > 0 {
+		t.sent(n)
+	}
+	return n, err
+}
+
 // splice copies until one side ends. Reads are as large as the server's own buffer grows.
 // The wrappers hide ReadFrom and WriteTo, whose detours gain nothing on a pipe.
-func splice(to, from net.Conn) {
+func splice(to io.Writer, from io.Reader) {
 	_, _ = io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, 32<<10))
 }
 

@@ -105,7 +105,7 @@ func run(ctx context.Context, o *NodeOptions) error {
 	if err != nil {
 		return fault.New(opNode, fault.Invalid, "cannot listen on %s", path).Because(err)
 	}
-	g := newGate(l, o.Linger, srv.InProcessConn)
+	g := newGate(l, o.Linger, srv.InProcessConn, newRoom(d, srv, log).sent)
 	defer g.close()
 	log.Info("ready", "dir", string(d), "socket", path, "durability", string(durability), "took", time.Since(start))
 	o.tell(status{Ready: true})

@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"strconv"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // tryLock takes the lock without waiting; false means somebody else holds it.
@@ -55,4 +57,13 @@ func listenPrivately(path string) (net.Listener, error) {
 		err = os.Chmod(path, 0o600)
 	}
 	return l, err
+}
+
+// diskSpace is what this user may still write to the disk of path, and its size, in bytes.
+func diskSpace(path string) (free, size uint64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return 0, 0, err
+	}
+	return uint64(st.Bavail) * uint64(st.Bsize), uint64(st.Blocks) * uint64(st.Bsize), nil
 }

@@ -33,3 +33,13 @@ func userTag() string { return "user" }
 func private(string) error { return nil }
 
 func listenPrivately(path string) (net.Listener, error) { return net.Listen("unix", path) }
+
+// diskSpace is what this user may still write to the disk of path, and its size, in bytes.
+func diskSpace(path string) (free, size uint64, err error) {
+	name, err := windows.UTF16PtrFromString(path)
+	if err != nil {
+		return 0, 0, err
+	}
+	err = windows.GetDiskFreeSpaceEx(name, &free, &size, nil)
+	return free, size, err
+}
