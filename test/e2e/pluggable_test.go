@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -129,5 +130,47 @@ func TestPluggableMissing(t *testing.T) {
 	}
 	if !strings.Contains(s.Log(), "couldn't find state store state.elsewhere/v1") {
 		t.Errorf("log: %s", s.Log())
+	}
+}
+
+// The sample in Go is a binding as the guide says.
+func TestPluggableSample(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "pl-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	program := filepath.Join(dir, "sample")
+	build := exec.Command("go", "build", "-o", program, "../../deploy/samples/pluggable-go")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	socket := filepath.Join(dir, "lines.sock")
+	servers.Start(t, exec.Command(program, socket), func() error {
+		c, err := net.Dial("unix", socket)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
+	const resource = "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: journal}\nspec: {type: bindings.lines, version: v1, metadata: [{name: path, value: %s}]}\n"
+	s := harness.NewMesh(t).Start(harness.Options{AppID: "me", Env: []string{"DAPR_COMPONENTS_SOCKETS_FOLDER=" + dir},
+		Files: map[string]string{"j.yaml": fmt.Sprintf(resource, filepath.Join(dir, "journal"))}})
+	s.WaitOutbound()
+	for i, tt := range []struct {
+		body   string
+		status int
+		want   string
+	}{
+		{`{"operation":"list"}`, 200, `[]`},
+		{`{"operation":"create","data":{"sold":7}}`, 204, ``},
+		{`{"operation":"create","data":"x"}`, 204, ``},
+		{`{"operation":"list"}`, 200, `["{\"sold\":7}","\"x\""]`},
+	} {
+		resp, body := harness.Do(t, "POST", s.URL("/v1.0/bindings/journal"), []byte(tt.body))
+		if resp.StatusCode != tt.status || strings.TrimSpace(string(body)) != tt.want {
+			t.Errorf("%d: %s: %d %s, want %d %s", i, tt.body, resp.StatusCode, body, tt.status, tt.want)
+		}
 	}
 }
