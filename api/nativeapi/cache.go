@@ -277,7 +277,7 @@ func (s *cacheServer) Stats(_ context.Context, in *mechav1.CacheStatsRequest) (*
 	}
 	return &mechav1.CacheStatsResponse{NearHits: n.NearHits, SharedHits: n.SharedHits, Misses: n.Misses, Stale: n.Stale, Absent: n.Absent,
 		Loads: n.Loads, Coalesced: n.Coalesced, LoadFailures: n.LoadFailures, Evictions: n.Evictions, NearEntries: n.NearEntries, NearBytes: n.NearBytes,
-		StalenessBound: durationpb.New(n.Staleness)}, nil
+		StalenessBound: durationpb.New(n.Staleness), LoadTime: durationpb.New(n.LoadTime)}, nil
 }
 
 // Watch tells which entries change.

@@ -579,6 +579,9 @@ func TestEarlyRefresh(t *testing.T) {
 		_, lease := a.load("k", cache.Options{TTL: 100 * time.Second})
 		time.Sleep(5 * time.Second) // the load
 		a.fill("k", lease, cache.Filling{Value: []byte("v")})
+		if st, err := a.s.Stats("cache", "", true); err != nil || st.Loads != 1 || st.LoadTime != 5*time.Second {
+			t.Errorf("a load of 5s: %+v, %v", st, err)
+		}
 		for range 200 {
 			if _, l := a.load("k", cache.Options{}); l != nil {
 				t.Fatal("a load at once")

@@ -356,6 +356,7 @@ func (s *Service) Fill(ctx context.Context, cacheName, namespace, key, lease str
 
 func (f *flight) fill(ctx context.Context, with Filling) (stored bool, out outcome, err error) {
 	sp := f.sp
+	sp.stats.loadTime.Add(int64(time.Since(f.began)))
 	if with.Error != "" {
 		sp.stats.failures.Add(1)
 		err := f.giveBack(ctx)

@@ -10,6 +10,8 @@ import (
 // counts are a namespace's, since the sidecar started.
 type counts struct {
 	near, shared, miss, stale, absent, loads, coalesced, failures atomic.Uint64
+
+	loadTime atomic.Int64 // ns
 }
 
 // Stats counts what this sidecar's part of a cache did.
@@ -19,6 +21,8 @@ type Stats struct {
 	Evictions, NearEntries, NearBytes           uint64
 	// Staleness is the longest time, now, that a near entry may be behind the shared store.
 	Staleness time.Duration
+	// LoadTime is what loads that were answered took together, from lease to Fill.
+	LoadTime time.Duration
 }
 
 // count notes how a read ended.
@@ -79,6 +83,7 @@ func (sp *space) addTo(s *Stats) {
 	s.Loads += n.loads.Load()
 	s.Coalesced += n.coalesced.Load()
 	s.LoadFailures += n.failures.Load()
+	s.LoadTime += time.Duration(n.loadTime.Load())
 	if sp.near == nil {
 		return
 	}

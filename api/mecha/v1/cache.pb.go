@@ -1935,8 +1935,10 @@ type CacheStatsResponse struct {
 	NearBytes   uint64 `protobuf:"varint,11,opt,name=near_bytes,json=nearBytes,proto3" json:"near_bytes,omitempty"`
 	// The longest time, now, that a near entry may be behind the shared store.
 	StalenessBound *durationpb.Duration `protobuf:"bytes,12,opt,name=staleness_bound,json=stalenessBound,proto3" json:"staleness_bound,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What the loads that were answered took together, from lease to Fill.
+	LoadTime      *durationpb.Duration `protobuf:"bytes,13,opt,name=load_time,json=loadTime,proto3" json:"load_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CacheStatsResponse) Reset() {
@@ -2049,6 +2051,13 @@ func (x *CacheStatsResponse) GetNearBytes() uint64 {
 func (x *CacheStatsResponse) GetStalenessBound() *durationpb.Duration {
 	if x != nil {
 		return x.StalenessBound
+	}
+	return nil
+}
+
+func (x *CacheStatsResponse) GetLoadTime() *durationpb.Duration {
+	if x != nil {
+		return x.LoadTime
 	}
 	return nil
 }
@@ -2303,7 +2312,7 @@ const file_mecha_v1_cache_proto_rawDesc = "" +
 	"\x11CacheStatsRequest\x12\x1d\n" +
 	"\n" +
 	"cache_name\x18\x01 \x01(\tR\tcacheName\x12\x1c\n" +
-	"\tnamespace\x18\x02 \x01(\tR\tnamespace\"\x95\x03\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\"\xcd\x03\n" +
 	"\x12CacheStatsResponse\x12\x1b\n" +
 	"\tnear_hits\x18\x01 \x01(\x04R\bnearHits\x12\x1f\n" +
 	"\vshared_hits\x18\x02 \x01(\x04R\n" +
@@ -2319,7 +2328,8 @@ const file_mecha_v1_cache_proto_rawDesc = "" +
 	" \x01(\x04R\vnearEntries\x12\x1d\n" +
 	"\n" +
 	"near_bytes\x18\v \x01(\x04R\tnearBytes\x12B\n" +
-	"\x0fstaleness_bound\x18\f \x01(\v2\x19.google.protobuf.DurationR\x0estalenessBound\"h\n" +
+	"\x0fstaleness_bound\x18\f \x01(\v2\x19.google.protobuf.DurationR\x0estalenessBound\x126\n" +
+	"\tload_time\x18\r \x01(\v2\x19.google.protobuf.DurationR\bloadTime\"h\n" +
 	"\x11CacheWatchRequest\x12\x1d\n" +
 	"\n" +
 	"cache_name\x18\x01 \x01(\tR\tcacheName\x12\x1c\n" +
@@ -2428,37 +2438,38 @@ var file_mecha_v1_cache_proto_depIdxs = []int32{
 	33, // 20: mecha.v1.CacheLease.deadline:type_name -> google.protobuf.Timestamp
 	26, // 21: mecha.v1.CacheInvalidateRequest.tags:type_name -> mecha.v1.CacheTags
 	32, // 22: mecha.v1.CacheStatsResponse.staleness_bound:type_name -> google.protobuf.Duration
-	4,  // 23: mecha.v1.Cache.Get:input_type -> mecha.v1.CacheGetRequest
-	5,  // 24: mecha.v1.Cache.GetMulti:input_type -> mecha.v1.CacheGetMultiRequest
-	7,  // 25: mecha.v1.Cache.Set:input_type -> mecha.v1.CacheSetRequest
-	9,  // 26: mecha.v1.Cache.SetMulti:input_type -> mecha.v1.CacheSetMultiRequest
-	12, // 27: mecha.v1.Cache.Delete:input_type -> mecha.v1.CacheDeleteRequest
-	14, // 28: mecha.v1.Cache.Touch:input_type -> mecha.v1.CacheTouchRequest
-	16, // 29: mecha.v1.Cache.Increment:input_type -> mecha.v1.CacheIncrementRequest
-	18, // 30: mecha.v1.Cache.CompareAndSet:input_type -> mecha.v1.CacheCompareAndSetRequest
-	20, // 31: mecha.v1.Cache.GetOrLoad:input_type -> mecha.v1.CacheGetOrLoadRequest
-	23, // 32: mecha.v1.Cache.Fill:input_type -> mecha.v1.CacheFillRequest
-	25, // 33: mecha.v1.Cache.Invalidate:input_type -> mecha.v1.CacheInvalidateRequest
-	28, // 34: mecha.v1.Cache.Stats:input_type -> mecha.v1.CacheStatsRequest
-	30, // 35: mecha.v1.Cache.Watch:input_type -> mecha.v1.CacheWatchRequest
-	3,  // 36: mecha.v1.Cache.Get:output_type -> mecha.v1.CacheEntry
-	6,  // 37: mecha.v1.Cache.GetMulti:output_type -> mecha.v1.CacheGetMultiResponse
-	8,  // 38: mecha.v1.Cache.Set:output_type -> mecha.v1.CacheSetResponse
-	11, // 39: mecha.v1.Cache.SetMulti:output_type -> mecha.v1.CacheSetMultiResponse
-	13, // 40: mecha.v1.Cache.Delete:output_type -> mecha.v1.CacheDeleteResponse
-	15, // 41: mecha.v1.Cache.Touch:output_type -> mecha.v1.CacheTouchResponse
-	17, // 42: mecha.v1.Cache.Increment:output_type -> mecha.v1.CacheIncrementResponse
-	19, // 43: mecha.v1.Cache.CompareAndSet:output_type -> mecha.v1.CacheCompareAndSetResponse
-	21, // 44: mecha.v1.Cache.GetOrLoad:output_type -> mecha.v1.CacheGetOrLoadResponse
-	24, // 45: mecha.v1.Cache.Fill:output_type -> mecha.v1.CacheFillResponse
-	27, // 46: mecha.v1.Cache.Invalidate:output_type -> mecha.v1.CacheInvalidateResponse
-	29, // 47: mecha.v1.Cache.Stats:output_type -> mecha.v1.CacheStatsResponse
-	31, // 48: mecha.v1.Cache.Watch:output_type -> mecha.v1.CacheWatchResponse
-	36, // [36:49] is the sub-list for method output_type
-	23, // [23:36] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	32, // 23: mecha.v1.CacheStatsResponse.load_time:type_name -> google.protobuf.Duration
+	4,  // 24: mecha.v1.Cache.Get:input_type -> mecha.v1.CacheGetRequest
+	5,  // 25: mecha.v1.Cache.GetMulti:input_type -> mecha.v1.CacheGetMultiRequest
+	7,  // 26: mecha.v1.Cache.Set:input_type -> mecha.v1.CacheSetRequest
+	9,  // 27: mecha.v1.Cache.SetMulti:input_type -> mecha.v1.CacheSetMultiRequest
+	12, // 28: mecha.v1.Cache.Delete:input_type -> mecha.v1.CacheDeleteRequest
+	14, // 29: mecha.v1.Cache.Touch:input_type -> mecha.v1.CacheTouchRequest
+	16, // 30: mecha.v1.Cache.Increment:input_type -> mecha.v1.CacheIncrementRequest
+	18, // 31: mecha.v1.Cache.CompareAndSet:input_type -> mecha.v1.CacheCompareAndSetRequest
+	20, // 32: mecha.v1.Cache.GetOrLoad:input_type -> mecha.v1.CacheGetOrLoadRequest
+	23, // 33: mecha.v1.Cache.Fill:input_type -> mecha.v1.CacheFillRequest
+	25, // 34: mecha.v1.Cache.Invalidate:input_type -> mecha.v1.CacheInvalidateRequest
+	28, // 35: mecha.v1.Cache.Stats:input_type -> mecha.v1.CacheStatsRequest
+	30, // 36: mecha.v1.Cache.Watch:input_type -> mecha.v1.CacheWatchRequest
+	3,  // 37: mecha.v1.Cache.Get:output_type -> mecha.v1.CacheEntry
+	6,  // 38: mecha.v1.Cache.GetMulti:output_type -> mecha.v1.CacheGetMultiResponse
+	8,  // 39: mecha.v1.Cache.Set:output_type -> mecha.v1.CacheSetResponse
+	11, // 40: mecha.v1.Cache.SetMulti:output_type -> mecha.v1.CacheSetMultiResponse
+	13, // 41: mecha.v1.Cache.Delete:output_type -> mecha.v1.CacheDeleteResponse
+	15, // 42: mecha.v1.Cache.Touch:output_type -> mecha.v1.CacheTouchResponse
+	17, // 43: mecha.v1.Cache.Increment:output_type -> mecha.v1.CacheIncrementResponse
+	19, // 44: mecha.v1.Cache.CompareAndSet:output_type -> mecha.v1.CacheCompareAndSetResponse
+	21, // 45: mecha.v1.Cache.GetOrLoad:output_type -> mecha.v1.CacheGetOrLoadResponse
+	24, // 46: mecha.v1.Cache.Fill:output_type -> mecha.v1.CacheFillResponse
+	27, // 47: mecha.v1.Cache.Invalidate:output_type -> mecha.v1.CacheInvalidateResponse
+	29, // 48: mecha.v1.Cache.Stats:output_type -> mecha.v1.CacheStatsResponse
+	31, // 49: mecha.v1.Cache.Watch:output_type -> mecha.v1.CacheWatchResponse
+	37, // [37:50] is the sub-list for method output_type
+	24, // [24:37] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_mecha_v1_cache_proto_init() }
