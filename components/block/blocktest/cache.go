@@ -347,12 +347,12 @@ func (c *cacheTest) follow(s block.Cache, prefix string) *ear {
 }
 
 func cacheFeed(c *cacheTest) {
+	other := c.client() // closed behind the feeds, as it may be the one that is followed
 	e := c.follow(c.store, c.prefix)
 	if e == nil {
 		c.Skip("the store tells of no changes")
 	}
 	narrow := c.follow(c.store, c.key("p"))
-	other := c.client()
 	told := func(key string, n int, what string) {
 		c.Helper()
 		waitFor(c, "news of "+what, func() bool { return e.count(c.key(key)) >= n })
@@ -383,11 +383,11 @@ func cacheFeed(c *cacheTest) {
 
 // A change that is told is visible, and after the last news of a key nothing is newer.
 func cacheFeedComplete(c *cacheTest) {
+	writers := []block.Cache{c.client(), c.client()} // closed behind the feed
 	e := c.follow(c.store, c.prefix)
 	if e == nil {
 		c.Skip("the store tells of no changes")
 	}
-	writers := []block.Cache{c.client(), c.client()}
 	var wg sync.WaitGroup
 	const keys, writes = 5, 100
 	for w, s := range writers {
