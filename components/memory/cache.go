@@ -189,7 +189,7 @@ func (c *cache) put(w block.CacheWrite) (string, error) {
 	if w.TTL <= 0 {
 		return "", fault.New("memory.cache.Store", fault.Invalid, "the time to live is %v; it must be positive", w.TTL).With(fault.BadExpiry)
 	}
-	e := cached{value: append(make([]byte, 0, len(w.Value)), w.Value...), version: c.version.Add(1), until: time.Now().Add(w.TTL).UnixMilli()}
+	e := cached{value: append(make([]byte, 0, len(w.Value)), w.Value...), version: c.version.Add(1), until: time.Now().Add(w.TTL + time.Millisecond).UnixMilli()}
 	if uint64(weighCached(w.Key, e)) > c.max {
 		return "", fault.New("memory.cache.Store", fault.TooLarge, "the entry has %d bytes, and the cache keeps %d in all (maxBytes)", len(w.Value), c.max)
 	}

@@ -141,7 +141,7 @@ func (c *cache) message(op fault.Op, w *block.CacheWrite) (*natsgo.Msg, error) {
 	m.Data = w.Value
 	seconds := int64((w.TTL + time.Second - 1) / time.Second)
 	m.Header[headerTTL] = []string{strconv.FormatInt(seconds, 10) + "s"}
-	m.Header[headerExpiry] = []string{strconv.FormatInt(time.Now().Add(max(w.TTL, time.Millisecond)).UnixMilli(), 10)}
+	m.Header[headerExpiry] = []string{strconv.FormatInt(time.Now().Add(w.TTL+time.Millisecond).UnixMilli(), 10)}
 	return m, nil
 }
 
