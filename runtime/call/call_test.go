@@ -291,7 +291,7 @@ func TestCallsInProgressAreNotShared(t *testing.T) {
 
 func TestNamesOfKinds(t *testing.T) {
 	// Metric labels: appending is fine, changing is not.
-	want := []string{"service", "state", "publish", "deliver", "configuration", "lock", "secret", "binding", "crypto", "app", "kind_10"}
+	want := []string{"service", "state", "publish", "deliver", "configuration", "lock", "secret", "binding", "crypto", "app", "cache", "kind_11"}
 	for i, w := range want {
 		if got := call.Kind(i).String(); got != w {
 			t.Errorf("kind %d is %q, want %q", i, got, w)
