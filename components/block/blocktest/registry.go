@@ -332,7 +332,8 @@ func testConcurrentResolve(r *registryRun) {
 
 func testReplace(r *registryRun) {
 	if !r.registrar() {
-		r.Skip("instances do not announce themselves here")
+		notOffered(r.T, "instances do not announce themselves here")
+		return
 	}
 	in := r.instance("orders", "default", 1)
 	self := r.put(in).(block.Registrar)
@@ -355,7 +356,8 @@ func testReplace(r *registryRun) {
 
 func testDeregister(r *registryRun) {
 	if !r.registrar() {
-		r.Skip("instances do not announce themselves here")
+		notOffered(r.T, "instances do not announce themselves here")
+		return
 	}
 	if err := r.open().(block.Registrar).Deregister(r.ctx()); err != nil {
 		r.Errorf("Deregister without an announcement = %v, want nil", err)
@@ -382,7 +384,8 @@ func testDeregister(r *registryRun) {
 
 func testCloseWithdraws(r *registryRun) {
 	if !r.registrar() {
-		r.Skip("instances do not announce themselves here")
+		notOffered(r.T, "instances do not announce themselves here")
+		return
 	}
 	a, b := r.instance("orders", "default", 1), r.instance("orders", "default", 2)
 	self := r.put(a)
@@ -397,7 +400,8 @@ func testCloseWithdraws(r *registryRun) {
 
 func testInvalid(r *registryRun) {
 	if !r.registrar() {
-		r.Skip("instances do not announce themselves here")
+		notOffered(r.T, "instances do not announce themselves here")
+		return
 	}
 	for name, spoil := range map[string]func(*block.Instance){
 		"no app":             func(i *block.Instance) { i.App = "" },
@@ -419,7 +423,8 @@ func testInvalid(r *registryRun) {
 
 func testCrowd(r *registryRun) {
 	if !r.registrar() {
-		r.Skip("instances do not announce themselves here")
+		notOffered(r.T, "instances do not announce themselves here")
+		return
 	}
 	stay := r.instance("orders", "default", 0)
 	r.put(stay)
@@ -453,7 +458,8 @@ func testCrowd(r *registryRun) {
 func testWatch(r *registryRun) {
 	v, ok := r.open().(block.RegistryWatcher)
 	if !ok {
-		r.Skip("the registry tells of no changes")
+		notOffered(r.T, "the registry tells of no changes")
+		return
 	}
 	a, b := r.instance("orders", "default", 1), r.instance("orders", "default", 2)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -507,7 +513,8 @@ func testWatchClose(r *registryRun) {
 	open := r.open()
 	v, ok := open.(block.RegistryWatcher)
 	if !ok {
-		r.Skip("the registry tells of no changes")
+		notOffered(r.T, "the registry tells of no changes")
+		return
 	}
 	r.put(r.instance("orders", "default", 1))
 	started, done := make(chan struct{}, 1000), make(chan error, 1)

@@ -14,11 +14,19 @@ const (
 	// AttrBackend says what the suite runs on where that is not the backend in whose folder the
 	// test is. The test that calls a suite sets it.
 	AttrBackend = "conformance-backend"
+	// AttrNotOffered is of a subtest for which the component lacks the ability, and says which.
+	AttrNotOffered = "conformance-not-offered"
 )
 
-// suite begins a suite: every one calls it first. A subtest of a suite that calls Skip says that
-// the component does not offer what it checks.
+// suite begins a suite: every one calls it first.
 func suite(t *testing.T, kind block.Kind) {
 	t.Helper()
 	t.Attr(AttrBlock, string(kind))
+}
+
+// notOffered says that there is nothing to check in this subtest, as the component lacks an ability.
+// That is a finding about the component and no test left out: the subtest returns, it does not skip.
+func notOffered(t *testing.T, why string) {
+	t.Helper()
+	t.Attr(AttrNotOffered, why)
 }
