@@ -192,17 +192,7 @@ func (s *cache) Store(ctx context.Context, ws []block.CacheWrite) ([]string, err
 
 // exchangeAll performs commands that are no scripts, in one exchange, and gives the first error.
 func (n *conn) exchangeAll(ctx context.Context, op fault.Op, cmds []*command) error {
-	err := n.exchange(ctx, op, cmds, func(ctx context.Context, client goredis.UniversalClient) {
-		if len(cmds) == 1 {
-			_ = client.Process(ctx, cmds[0])
-			return
-		}
-		p := client.Pipeline()
-		for _, c := range cmds {
-			_ = p.Process(ctx, c)
-		}
-		_, _ = p.Exec(ctx)
-	})
+	err := n.apart(ctx, op, cmds)
 	for i := 0; err == nil && i < len(cmds); i++ {
 		err = n.failure(ctx, op, cmds[i])
 	}

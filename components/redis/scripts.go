@@ -47,17 +47,7 @@ func (n *conn) send(ctx context.Context, op fault.Op, cmds []*command) error {
 	if len(cmds) == 1 && n.sharable(cmds[0]) {
 		return n.share(ctx, op, cmds[0])
 	}
-	return n.exchange(ctx, op, cmds, func(ctx context.Context, client goredis.UniversalClient) {
-		if len(cmds) == 1 {
-			_ = client.Process(ctx, cmds[0])
-			return
-		}
-		p := client.Pipeline()
-		for _, c := range cmds {
-			_ = p.Process(ctx, c)
-		}
-		_, _ = p.Exec(ctx)
-	})
+	return n.apart(ctx, op, cmds)
 }
 
 // readItem reads value, version and time to live at one moment. A string is the value of a very
@@ -165,3 +155,18 @@ local last = redis.call('HGET', fence, 'fence') or '0'
 if #last > #epoch or #last == #epoch and last > epoch then return -1 end
 ` + checkItems + `if last ~= epoch then redis.call('HSET', fence, 'fence', epoch) end
 ` + changeItems)
+
+// apart performs commands in one exchange that nobody shares.
+func (n *conn) apart(ctx context.Context, op fault.Op, cmds []*command) error {
+	return n.exchange(ctx, op, cmds, func(ctx context.Context, client goredis.UniversalClient) {
+		if len(cmds) == 1 {
+			_ = client.Process(ctx, cmds[0])
+			return
+		}
+		p := client.Pipeline()
+		for _, c := range cmds {
+			_ = p.Process(ctx, c)
+		}
+		_, _ = p.Exec(ctx)
+	})
+}

@@ -234,6 +234,7 @@ func TestSetGetDelete(t *testing.T) {
 	two(t, nil, func(t *testing.T, s *shared, a, b client) {
 		a.want("k", "-")
 		v := a.set("k", "1", cache.Options{})
+		settled() // the news of the own write would take the entry out of memory again
 		if e := a.want("k", "1"); e.Version != v || e.Found != cache.Shared {
 			t.Errorf("own write: version %q, found in %d; want %q, the shared store", e.Version, e.Found, v)
 		}
@@ -436,9 +437,10 @@ func TestNearOnly(t *testing.T) {
 		}
 		time.Sleep(20 * time.Second)
 		a.want("k", "mine")
-		b.invalidate(cache.Invalidation{Tags: []string{"x"}}) // tells the others only of tags they know
+		b.invalidate(cache.Invalidation{Tags: []string{"x"}})
 		a.invalidate(cache.Invalidation{Tags: []string{"x"}})
 		a.want("k", "-")
+		settled() // the news of both reach what is kept under the tag from now on
 		_, lease := a.load("l", o)
 		if !a.fill("l", lease, cache.Filling{Value: []byte("v")}) {
 			t.Error("not kept")

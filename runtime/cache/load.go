@@ -47,8 +47,8 @@ type flight struct {
 
 	// Of a lease that was given; set under the cache's mu.
 	lease   string
-	version string // the store's, of the lease in the entry's place
-	at      sealed // where the near cache stood
+	version string   // the store's, of the lease in the entry's place
+	at      standing // where the near cache stood
 	stamps  []stamp
 	opts    Options
 	prior   *envelope
@@ -300,7 +300,7 @@ func (f *flight) swapIn(ctx context.Context, o Options, timeout time.Duration, l
 }
 
 // take makes the flight one that waits for the caller's Fill.
-func (f *flight) take(o Options, timeout time.Duration, version string, at sealed, stamps []stamp, l looked) *Lease {
+func (f *flight) take(o Options, timeout time.Duration, version string, at standing, stamps []stamp, l looked) *Lease {
 	f.sp.stats.loads.Add(1)
 	c := f.sp.c
 	c.mu.Lock()

@@ -201,7 +201,7 @@ func (sp *space) look(ctx context.Context, keys []string) ([]looked, error) {
 	j := judge{sp: sp, now: now, epoch: epoch}
 	genAt := sp.gen.moves.Load()
 	if k, ok := sp.current(sp.gen, now); ok {
-		j.set("", k.id, genAt)
+		j.gen = number{k.id, genAt}
 	} else {
 		names = append(names, sp.stampKey(""))
 	}
@@ -210,7 +210,7 @@ func (sp *space) look(ctx context.Context, keys []string) ([]looked, error) {
 		return nil, err
 	}
 	if len(raw) > len(keys) {
-		j.set("", sp.learn(sp.gen, raw[len(keys)].Value, genAt, epoch, now).id, genAt)
+		j.gen = number{sp.learn(sp.gen, raw[len(keys)].Value, genAt, epoch, now).id, genAt}
 	}
 	envs := make([]*envelope, len(keys))
 	for i := range keys {
@@ -267,23 +267,18 @@ type judge struct {
 	sp    *space
 	now   int64
 	epoch uint64
-	gen   struct {
-		id, at uint64
-	}
-	tags map[string]*tagNow
+	gen   number // of the namespace
+	tags  map[string]*tagNow
 }
+
+// number is a tag's, and where its cell stood before it was read.
+type number struct{ id, at uint64 }
 
 type tagNow struct {
 	cell *cell
 	id   uint64
 	at   uint64 // where the cell stood before the number was read
 	ask  bool
-}
-
-func (j *judge) set(tag string, id, at uint64) {
-	if tag == "" {
-		j.gen.id, j.gen.at = id, at
-	}
 }
 
 // want notes the tags of an entry.

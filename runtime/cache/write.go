@@ -110,11 +110,14 @@ func (sp *space) times(o *Options, absent bool) (fresh, kept time.Duration) {
 
 // sealed is an entry ready to be written.
 type sealed struct {
-	env   *envelope
-	kept  time.Duration
-	marks []mark
-	epoch uint64
-	moved uint64
+	env  *envelope
+	kept time.Duration
+}
+
+// standing is where the near cache stood when a write or a load began.
+type standing struct {
+	marks []mark // of the namespace and the tags
+	moved uint64 // of the key's slot
 }
 
 // seal makes the envelope of a value. stamps are the numbers it is written under.
@@ -131,8 +134,8 @@ func (sp *space) seal(value []byte, absent bool, o *Options, stamps []stamp) sea
 
 // begin notes where the near cache stands before a write, so that what is kept of it afterwards
 // gives way to whatever happened meanwhile.
-func (sp *space) begin(key string, tags []string) sealed {
-	b := sealed{epoch: sp.c.epoch.Load(), moved: sp.near.moved(sp.nearKey(key))}
+func (sp *space) begin(key string, tags []string) standing {
+	b := standing{moved: sp.near.moved(sp.nearKey(key))}
 	b.marks = append(b.marks, mark{sp.gen, sp.gen.moves.Load()})
 	for _, t := range tags {
 		c := sp.cell(t)
@@ -143,13 +146,13 @@ func (sp *space) begin(key string, tags []string) sealed {
 
 // wrote brings the near cache up to a write that was acknowledged: what was there goes, and where
 // the shared store's news do not matter, or come with a version, the new entry is kept.
-func (sp *space) wrote(key string, at sealed, env *envelope, version string) {
+func (sp *space) wrote(key string, at standing, env *envelope, version string) {
 	if sp.near == nil {
 		return
 	}
 	name := sp.nearKey(key)
 	sp.near.drop(name) // also what others are reading now
-	if sp.conf.Coherence == block.CoherenceLocal && !env.shared && !env.lease {
+	if sp.conf.Coherence == block.CoherenceLocal && !env.shared {
 		sp.near.put(name, &nearEntry{env: env, version: version, believe: math.MaxInt64, marks: at.marks}, at.moved+1)
 	}
 }
@@ -241,7 +244,7 @@ func (sp *space) setNear(ctx context.Context, key string, value []byte, o *Optio
 }
 
 // putNear keeps an entry in memory only, unless its slot moved since at.
-func (sp *space) putNear(key string, value []byte, absent bool, o *Options, at sealed) {
+func (sp *space) putNear(key string, value []byte, absent bool, o *Options, at standing) {
 	env := sp.seal(value, absent, o, nil).env
 	name := sp.nearKey(key)
 	sp.near.put(name, &nearEntry{env: env, only: true, believe: math.MaxInt64, marks: at.marks}, at.moved)
