@@ -112,8 +112,9 @@ const (
 	NoWatch         Reason = "no_watch"
 	NoFence         Reason = "no_fence"
 	BadToken        Reason = "bad_page_token"
-	Fenced          Reason = "fenced"        // a later epoch has written
-	OutboxFailed    Reason = "outbox_failed" // an event could not be put into the outbox
+	Fenced          Reason = "fenced"           // a later epoch has written
+	PrecedingFailed Reason = "preceding_failed" // an earlier message of the key could not be published
+	OutboxFailed    Reason = "outbox_failed"    // an event could not be put into the outbox
 	TooManyOps      Reason = "too_many_operations"
 	NoTarget        Reason = "no_target" // the request names no app to call
 	EmptyName       Reason = "empty_name"

@@ -1,0 +1,2 @@
+// Package engine consumes and publishes partitioned logs for the app.
+package engine

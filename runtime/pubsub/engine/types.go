@@ -1,0 +1,234 @@
+package engine
+
+import (
+	"time"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/runtime/pubsub/group"
+)
+
+// Part is one partition of a topic.
+type Part = group.Part
+
+// Ordering is what a consumer, or a publisher, keeps in order.
+type Ordering uint8
+
+const (
+	// OrderKey keeps messages of one key in order: at most one of them is unresolved at the app.
+	// Those without a key are free. It is the default.
+	OrderKey Ordering = iota
+	// OrderPartition keeps all messages of a partition in order, one at a time.
+	OrderPartition
+	// OrderNone keeps no order.
+	OrderNone
+)
+
+// Remedy is what becomes of a message that the app could not handle.
+type Remedy uint8
+
+const (
+	// RemedyRetry delivers it again, in its place: under OrderKey only its key waits.
+	RemedyRetry Remedy = iota
+	// RemedyDeadLetter copies it to the dead-letter topic and goes on. The next message of its key
+	// says that there is a gap.
+	RemedyDeadLetter
+	// RemedyPark sets it and all later messages of its key aside, in order, until Unpark. A message
+	// without a key is parked under the empty one.
+	RemedyPark
+	// RemedyDrop goes on without it.
+	RemedyDrop
+)
+
+// Retry says how often a message is delivered, how long the pauses are and what comes then.
+type Retry struct {
+	First    time.Duration // pause after the first failure, doubled with each; 0 means 500 ms
+	Max      time.Duration // longest pause; 0 means 1 min. Pauses vary by a fifth at random.
+	Attempts int           // deliveries before Then; 0 means 10, negative for ever
+	Then     Remedy        // RemedyRetry means: for ever
+	// DeadLetterTopic takes what RemedyDeadLetter sets aside, in the same component. Empty means
+	// the topic's name with ".dead-letter" added.
+	DeadLetterTopic string
+}
+
+// Place is where a group starts that has no progress, or where a reset moves it to.
+type Place struct {
+	Kind     PlaceKind
+	Time     time.Time // of AtTime
+	Position uint64    // of AtPosition
+}
+
+// PlaceKind is a kind of Place.
+type PlaceKind uint8
+
+// The places.
+const (
+	Earliest PlaceKind = iota // the oldest record kept
+	Latest                    // behind the newest
+	AtTime                    // the first record accepted at a time or later
+	AtPosition
+)
+
+// Limits bound what a consumer holds. 0 means the default.
+type Limits struct {
+	PartitionMessages int // unresolved at the app, of one partition; default 256
+	PartitionBytes    int // default 4 MiB
+	Messages          int // unresolved at the app, of all; default 1024
+	Bytes             int // default 16 MiB
+	Keys              int // keys at the app at once, of one partition; default PartitionMessages
+	Concurrency       int // messages at the app at once, of all; default Messages. Can be changed by Control.
+	Window            int // messages from the first unresolved one to the last resolved one, of one partition; default 10 000
+}
+
+// ConsumeOptions are what a member of a group wants.
+type ConsumeOptions struct {
+	Topics []string
+	Group  string
+	// Instance names the member for as long as it is meant to keep its partitions, over restarts
+	// too: the name of a pod. A second one with the same name takes the partitions of the first at
+	// once. Empty means a random one.
+	Instance string
+	Ordering Ordering
+	Start    Place
+	// Manual takes these partitions instead of sharing all of Topics with the group.
+	Manual []Part
+	Limits Limits
+	Retry  Retry
+	// Credited: nothing is delivered but what Credit allows, within Limits.
+	Credited bool
+	// HandlerTimeout is how long a message may stay unresolved without Extend; then it counts as
+	// failed. 0 means 5 minutes, negative no limit.
+	HandlerTimeout time.Duration
+	// RevokeTimeout is how long the app may take to let go of a partition. 0 means 10 s.
+	RevokeTimeout time.Duration
+	// AutoRevoke lets go of a partition as soon as nothing of it is at the app, without RevokeDone.
+	AutoRevoke bool
+	// StatusEvery is how often Status is told; 0 means not at all.
+	StatusEvery time.Duration
+}
+
+// Event is what a consumer tells its app. Events of one partition are in order.
+type Event interface{ event() }
+
+// Assigned gives partitions to the app.
+type Assigned struct {
+	Assignment uint64 // grows with every Assigned and Revoking of the consumer
+	Parts      []AssignedPart
+	Group      group.View
+}
+
+// AssignedPart is a partition the app came to own.
+type AssignedPart struct {
+	Part
+	Epoch uint64
+	Next  uint64 // position of the first unresolved message, or where it will be
+	End   uint64 // greater than the position of the newest message
+}
+
+// Revoking asks for partitions back: nothing new of them is delivered. The app is to resolve
+// or give up what it has, then to call RevokeDone; after Deadline it has lost them.
+type Revoking struct {
+	Assignment uint64
+	Parts      []Part
+	Deadline   time.Time
+	Reason     string
+}
+
+// Lost takes partitions away. What the app says of their messages counts no more.
+type Lost struct {
+	Parts  []Part
+	Reason string
+}
+
+// Deliver hands over messages of one partition. The app owns them.
+type Deliver struct {
+	Part
+	Epoch    uint64
+	Messages []Message
+}
+
+// Message is one delivery.
+type Message struct {
+	block.LogRecord
+	Attempt  int  // from 1
+	OrderGap bool // an earlier message of the key went to the dead-letter topic or was dropped
+}
+
+// GroupChanged tells of the group's members.
+type GroupChanged struct{ group.View }
+
+// Status tells how the consumer's partitions are.
+type Status struct{ Parts []PartStatus }
+
+// PartStatus is how a partition is.
+type PartStatus struct {
+	Part
+	Epoch      uint64
+	Committed  uint64 // position of the first message that is not resolved durably
+	End        uint64
+	Lag        uint64        // messages between, as far as positions tell; an upper bound where they are not dense
+	InFlight   int           // at the app
+	Oldest     time.Duration // age of the oldest message at the app, since it was delivered
+	ParkedKeys int
+	Paused     bool
+	Blocked    bool // the window is full: an unresolved message holds back the partition
+}
+
+// Fault tells of something that went wrong and does not end the consumer.
+type Fault struct{ Err error }
+
+func (Assigned) event()     {}
+func (Revoking) event()     {}
+func (Lost) event()         {}
+func (Deliver) event()      {}
+func (GroupChanged) event() {}
+func (Status) event()       {}
+func (Fault) event()        {}
+
+// Range is positions From to To, both included.
+type Range struct{ From, To uint64 }
+
+// Refusal is the app's word on a message it could not handle.
+type Refusal struct {
+	Part
+	Epoch    uint64
+	Position uint64
+	Remedy   Remedy
+	Delay    time.Duration // of RemedyRetry; 0 means as Retry says
+	Reason   string
+}
+
+// Control changes a running consumer. Parts empty means all it owns.
+type Control struct {
+	Parts       []Part
+	Pause       bool
+	Resume      bool
+	Seek        *Place
+	Concurrency int // new Limits.Concurrency; 0 means unchanged
+}
+
+// Entry is a message to publish.
+type Entry struct {
+	block.Message
+	// Partition is where it goes; nil: where its key belongs, or anywhere without one.
+	Partition *int32
+	DeliverAt time.Time
+}
+
+// Receipt is what became of an Entry.
+type Receipt struct {
+	Partition int32
+	Position  uint64
+	Duplicate bool
+	Err       error // fault.PrecedingFailed: an earlier one of the key failed
+}
+
+// PublishOptions are how a publisher works.
+type PublishOptions struct {
+	Topic string
+	// Producer makes publishing idempotent: a message of the same producer and sequence number is
+	// taken once, over reconnections. Empty means none.
+	Producer string
+	// Ordering: OrderKey and OrderPartition hold back what follows a failed message, of its key or
+	// partition, until ResumeKey.
+	Ordering Ordering
+}
