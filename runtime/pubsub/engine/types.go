@@ -5,38 +5,32 @@ import (
 
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/runtime/pubsub/group"
+	"github.com/mecha-project/mecha/runtime/pubsub/lane"
 )
 
 // Part is one partition of a topic.
 type Part = group.Part
 
-// Ordering is what a consumer, or a publisher, keeps in order.
-type Ordering uint8
-
-const (
-	// OrderKey keeps messages of one key in order: at most one of them is unresolved at the app.
-	// Those without a key are free. It is the default.
-	OrderKey Ordering = iota
-	// OrderPartition keeps all messages of a partition in order, one at a time.
-	OrderPartition
-	// OrderNone keeps no order.
-	OrderNone
+// Words of the lanes, see there.
+type (
+	// Ordering is what a consumer, or a publisher, keeps in order.
+	Ordering = lane.Ordering
+	// Remedy is what becomes of a message that the app could not handle.
+	Remedy = lane.Remedy
+	// Message is one delivery.
+	Message = lane.Message
 )
 
-// Remedy is what becomes of a message that the app could not handle.
-type Remedy uint8
-
 const (
-	// RemedyRetry delivers it again, in its place: under OrderKey only its key waits.
-	RemedyRetry Remedy = iota
-	// RemedyDeadLetter copies it to the dead-letter topic and goes on. The next message of its key
-	// says that there is a gap.
-	RemedyDeadLetter
-	// RemedyPark sets it and all later messages of its key aside, in order, until Unpark. A message
-	// without a key is parked under the empty one.
-	RemedyPark
-	// RemedyDrop goes on without it.
-	RemedyDrop
+	OrderKey       = lane.OrderKey
+	OrderPartition = lane.OrderPartition
+	OrderNone      = lane.OrderNone
+	OrderLoose     = lane.OrderLoose
+
+	RemedyRetry      = lane.RemedyRetry
+	RemedyDeadLetter = lane.RemedyDeadLetter
+	RemedyPark       = lane.RemedyPark
+	RemedyDrop       = lane.RemedyDrop
 )
 
 // Retry says how often a message is delivered, how long the pauses are and what comes then.
@@ -144,13 +138,6 @@ type Deliver struct {
 	Part
 	Epoch    uint64
 	Messages []Message
-}
-
-// Message is one delivery.
-type Message struct {
-	block.LogRecord
-	Attempt  int  // from 1
-	OrderGap bool // an earlier message of the key went to the dead-letter topic or was dropped
 }
 
 // GroupChanged tells of the group's members.

@@ -1,0 +1,680 @@
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/pubsub/group"
+	"github.com/mecha-project/mecha/runtime/pubsub/lane"
+)
+
+// Consumer is one member of a group. Make it with New…, give it to its app, then Run it: Run joins the
+// group and tells the app what happens, one event after the other. The other methods may be called at any
+// time, from any goroutine, also from within an event.
+//
+// What the app says of partitions it does not own any more, or of messages that are not at it, changes
+// nothing.
+type Consumer struct {
+	opts ConsumeOptions
+	log  *slog.Logger
+
+	mu          sync.Mutex
+	e           *Engine         // guarded by mu; set by Run
+	seat        seat            // guarded by mu; set by Run
+	owned       map[Part]*owned // guarded by mu
+	ready       []*owned        // guarded by mu; may have something to deliver
+	starved     []*owned        // guarded by mu; have something, which did not fit
+	news        []Event         // guarded by mu; to be told before anything is delivered
+	assignment  uint64          // guarded by mu
+	view        group.View      // guarded by mu
+	doubt       bool            // guarded by mu; a heartbeat is late
+	credit      credit          // guarded by mu; of all partitions
+	concurrency int             // guarded by mu
+	inFlight    int             // guarded by mu; messages at the app
+	bytes       int             // guarded by mu; of them
+	closing     bool            // guarded by mu; Close was called, or Run ends
+	hurry       bool            // guarded by mu; nothing is waited for any more
+
+	wake   chan struct{}   // one slot: the dispatcher has something to do
+	dirty  chan struct{}   // one slot: there is something to commit
+	urgent chan struct{}   // one slot: it is to be committed now
+	copies chan struct{}   // one slot: something is to be copied aside
+	leave  chan struct{}   // closed by Close
+	life   context.Context // of all that works for the consumer; ends with Run
+	work   sync.WaitGroup
+}
+
+// credit is what the app still takes.
+type credit struct{ messages, bytes int }
+
+// seat is what a consumer needs of its membership: group.Seat.
+type seat interface {
+	Commit(ctx context.Context, progress []group.Progress) []error
+	Release(part Part, progress []byte)
+	Drained(part Part)
+	Done(part Part, c group.Command)
+	Valid(part Part, epoch uint64) bool
+	Leave(ctx context.Context) error
+}
+
+// Defaults of ConsumeOptions and Limits.
+const (
+	defaultPartitionMessages = 256
+	defaultPartitionBytes    = 4 << 20
+	defaultMessages          = 1024
+	defaultBytes             = 16 << 20
+	defaultWindow            = 10_000
+	defaultHandlerTimeout    = 5 * time.Minute
+	defaultRevokeTimeout     = 10 * time.Second
+	defaultAttempts          = 10
+	defaultFirst             = 500 * time.Millisecond
+	defaultMax               = time.Minute
+
+	// maxProgress keeps a progress record below what brokers take for one: Kafka's commit metadata
+	// holds 4096 bytes.
+	maxProgress = 3 << 10
+	// maxBatch messages, and maxBatchBytes, go into one Deliver.
+	maxBatch      = 256
+	maxBatchBytes = 1 << 20
+)
+
+// NewConsumer checks options and makes a consumer.
+func NewConsumer(o ConsumeOptions, log *slog.Logger) (*Consumer, error) {
+	if err := o.complete(); err != nil {
+		return nil, err
+	}
+	return &Consumer{opts: o, log: log, owned: map[Part]*owned{}, concurrency: o.Limits.Concurrency,
+		wake: make(chan struct{}, 1), dirty: make(chan struct{}, 1), urgent: make(chan struct{}, 1), copies: make(chan struct{}, 1), leave: make(chan struct{})}, nil
+}
+
+// complete fills in the defaults.
+func (o *ConsumeOptions) complete() error {
+	const op fault.Op = "pubsub.Consume"
+	bad := func(format string, args ...any) error {
+		return fault.New(op, fault.Invalid, format, args...)
+	}
+	o.Topics = slices.Clone(o.Topics)
+	slices.Sort(o.Topics)
+	o.Topics = slices.Compact(o.Topics)
+	switch {
+	case len(o.Topics) == 0:
+		return bad("no topic is given").With(fault.NoTopic)
+	case o.Topics[0] == "":
+		return bad("a topic is empty").With(fault.NoTopic)
+	case o.Group == "":
+		return bad("no group is given")
+	case o.Ordering > OrderLoose:
+		return bad("ordering %d is not known", o.Ordering)
+	case o.Retry.Then > RemedyDrop:
+		return bad("retry: remedy %d is not known", o.Retry.Then)
+	case o.Retry.First < 0 || o.Retry.Max < 0:
+		return bad("retry: a pause is negative")
+	}
+	for _, t := range o.Topics {
+		if strings.HasPrefix(t, reservedPrefix) {
+			return bad("topic %q: names that begin with %s are for parked messages", t, reservedPrefix).With(fault.NoTopic)
+		}
+	}
+	for _, p := range o.Manual {
+		if !slices.Contains(o.Topics, p.Topic) || p.ID < 0 {
+			return bad("manual partition %s is of none of the topics", p)
+		}
+	}
+	for _, l := range []struct {
+		name   string
+		value  *int
+		normal int
+	}{
+		{"partition messages", &o.Limits.PartitionMessages, defaultPartitionMessages},
+		{"partition bytes", &o.Limits.PartitionBytes, defaultPartitionBytes},
+		{"messages", &o.Limits.Messages, defaultMessages},
+		{"bytes", &o.Limits.Bytes, defaultBytes},
+		{"concurrency", &o.Limits.Concurrency, o.Limits.Messages},
+		{"keys", &o.Limits.Keys, o.Limits.PartitionMessages},
+		{"window", &o.Limits.Window, defaultWindow},
+	} {
+		if *l.value < 0 {
+			return bad("limits: %s is negative", l.name)
+		}
+		if *l.value == 0 {
+			*l.value = l.normal
+		}
+		if *l.value == 0 {
+			*l.value = defaultMessages
+		}
+	}
+	o.Limits.PartitionMessages = min(o.Limits.PartitionMessages, o.Limits.Keys)
+	o.Limits.Window = max(o.Limits.Window, o.Limits.PartitionMessages)
+	fill(&o.Retry.First, defaultFirst)
+	fill(&o.Retry.Max, max(defaultMax, o.Retry.First))
+	if o.Retry.Attempts == 0 {
+		o.Retry.Attempts = defaultAttempts
+	}
+	if o.Retry.Then == RemedyRetry {
+		o.Retry.Attempts = -1
+	}
+	fill(&o.HandlerTimeout, defaultHandlerTimeout)
+	o.HandlerTimeout = max(o.HandlerTimeout, 0)
+	fill(&o.RevokeTimeout, defaultRevokeTimeout)
+	if o.Instance == "" {
+		o.Instance = rand.Text()
+	}
+	return nil
+}
+
+func fill(d *time.Duration, normal time.Duration) {
+	if *d == 0 {
+		*d = normal
+	}
+}
+
+// Options are the consumer's, completed.
+func (c *Consumer) Options() ConsumeOptions { return c.opts }
+
+// backoff is the pause after failure n: doubled each time, a fifth either way at random, so that
+// messages that failed together do not come back together.
+func (c *Consumer) backoff(n int) time.Duration {
+	d := c.opts.Retry.First
+	for ; n > 1 && d < c.opts.Retry.Max; n-- {
+		d *= 2
+	}
+	d = min(d, c.opts.Retry.Max)
+	return time.Duration(float64(d) * (0.8 + 0.4*mathrand.Float64()))
+}
+
+func (c *Consumer) laneOptions() lane.Options {
+	o := &c.opts
+	progress := maxProgress
+	if most := c.e.log.LogFeatures().MaxEntry; most > 0 {
+		progress = min(progress, most-256)
+	}
+	return lane.Options{Ordering: o.Ordering, Attempts: o.Retry.Attempts, Then: o.Retry.Then, Backoff: c.backoff,
+		HandlerTimeout: o.HandlerTimeout, InFlight: o.Limits.PartitionMessages, InFlightBytes: o.Limits.PartitionBytes,
+		Window: o.Limits.Window, Buffer: 2 * o.Limits.PartitionBytes, MaxProgress: progress}
+}
+
+// Run joins the group on a broker and calls tell with everything that happens, one event after the other, until
+// Close, ctx's end, or an error of tell. Then it gives back its partitions: after Close with draining
+// when the app has let go of them, within the revoke timeout; else at once. It returns nil after Close, or why it
+// ended. It is called once.
+func (c *Consumer) Run(ctx context.Context, e *Engine, tell func(Event) error) error {
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	c.mu.Lock()
+	c.e, c.life = e, life
+	c.mu.Unlock()
+	hub, release := e.hub(c.opts.Group)
+	defer release()
+	for _, topic := range c.opts.Topics {
+		if _, err := e.topics.get(ctx, topic, false); err != nil {
+			return err
+		}
+	}
+	s, err := hub.Join(ctx, group.SeatOptions{Topics: c.opts.Topics, Instance: c.opts.Instance, Manual: c.opts.Manual}, (*groupEvents)(c))
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.seat = s
+	c.mu.Unlock()
+	c.work.Go(c.commitLoop)
+	c.work.Go(c.copyLoop)
+	if c.opts.StatusEvery > 0 {
+		c.work.Go(c.statusLoop)
+	}
+	err = c.dispatch(ctx, s, tell)
+	end()
+	c.work.Wait()
+	return err
+}
+
+// dispatch tells the app what happens until the consumer has left its group.
+func (c *Consumer) dispatch(ctx context.Context, s seat, tell func(Event) error) (err error) {
+	var left chan error // of the seat, once it leaves
+	closed := c.leave
+	over := ctx.Done()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	depart := func(hurry bool) {
+		closed = nil
+		if hurry {
+			over = nil
+			c.abandon()
+		}
+		if left == nil {
+			left = make(chan error, 1)
+			c.mu.Lock()
+			c.closing = true
+			c.mu.Unlock()
+			c.work.Go(func() { left <- s.Leave(c.life) })
+		}
+	}
+	for {
+		ev, due := c.next(time.Now())
+		if ev != nil {
+			if failed := err; failed == nil {
+				if err = tell(ev); err != nil {
+					depart(true)
+				}
+			}
+			continue
+		}
+		var late <-chan time.Time
+		if !due.IsZero() {
+			timer.Reset(max(0, time.Until(due)))
+			late = timer.C
+		}
+		select {
+		case <-c.wake:
+		case <-late:
+		case <-closed:
+			c.mu.Lock()
+			hurry := c.hurry
+			c.mu.Unlock()
+			depart(hurry)
+		case <-over:
+			if err == nil {
+				err = fault.Wrap("pubsub.Consume", fault.Canceled, ctx.Err())
+			}
+			depart(true)
+		case <-left:
+			for ev, _ := c.next(time.Now()); ev != nil && err == nil; ev, _ = c.next(time.Now()) {
+				err = tell(ev) // the last that was lost
+			}
+			return err
+		}
+	}
+}
+
+// Close ends the consumer: with drain when the app has resolved what it has or let go of it, else at once. It does
+// not wait; Run returns when it is over. It is safe twice; a second call may hurry the first.
+func (c *Consumer) Close(drain bool) {
+	c.mu.Lock()
+	again := c.closing
+	c.closing = true
+	c.hurry = c.hurry || !drain
+	hurry := c.hurry
+	c.mu.Unlock()
+	if !again {
+		close(c.leave)
+	} else if hurry {
+		c.abandon()
+	}
+}
+
+// abandon lets go of all partitions without waiting for the app.
+func (c *Consumer) abandon() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hurry = true
+	for _, o := range c.owned {
+		o.finish("the consumer ended")
+	}
+}
+
+// next is the next event to tell; when there is none, when to look again.
+func (c *Consumer) next(now time.Time) (Event, time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.news) > 0 {
+		ev := c.news[0]
+		c.news[0] = nil
+		c.news = c.news[1:]
+		return ev, time.Time{}
+	}
+	for len(c.ready) > 0 && c.roomy() {
+		o := c.ready[0]
+		c.ready[0] = nil
+		c.ready = c.ready[1:]
+		o.listed = false
+		if d := o.deliver(now); d != nil {
+			return d, time.Time{}
+		}
+		if len(c.news) > 0 { // it was lost
+			ev := c.news[0]
+			c.news = c.news[1:]
+			return ev, time.Time{}
+		}
+	}
+	var due time.Time
+	for _, o := range c.owned {
+		if at := o.due(now); !at.IsZero() && (due.IsZero() || at.Before(due)) {
+			due = at
+		}
+	}
+	return nil, due
+}
+
+// roomy tells whether anything may be delivered at all. mu is held.
+func (c *Consumer) roomy() bool {
+	l := &c.opts.Limits
+	return c.inFlight < min(c.concurrency, l.Messages) && c.bytes < l.Bytes && (!c.opts.Credited || c.credit.messages > 0 && c.credit.bytes > 0)
+}
+
+// poke wakes the dispatcher.
+func (c *Consumer) poke() { signal(c.wake) }
+
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// announce queues an event. mu is held.
+func (c *Consumer) announce(ev Event) {
+	if last := len(c.news) - 1; last >= 0 {
+		a, is := ev.(Assigned)
+		b, was := c.news[last].(Assigned)
+		if is && was { // partitions claimed together are told together
+			a.Parts = append(b.Parts, a.Parts...)
+			c.news[last] = a
+			return
+		}
+	}
+	c.news = append(c.news, ev)
+	c.poke()
+}
+
+// feed lists the partitions that had something for which there was no room. mu is held.
+func (c *Consumer) feed() {
+	starved := c.starved
+	c.starved = nil
+	for _, o := range starved {
+		o.starved = false
+		o.list()
+	}
+}
+
+// room is how much may be delivered of a partition now. mu is held.
+func (c *Consumer) room(o *owned) (messages, bytes int) {
+	l := &c.opts.Limits
+	messages = min(c.concurrency, l.Messages) - c.inFlight
+	bytes = l.Bytes - c.bytes
+	if c.opts.Credited {
+		messages = min(messages, c.credit.messages)
+		bytes = min(bytes, c.credit.bytes)
+		if o.credited {
+			messages = min(messages, o.credit.messages)
+			bytes = min(bytes, o.credit.bytes)
+		}
+	}
+	if c.doubt { // what is delivered now may be delivered again by another
+		n, _ := o.lane.InFlight()
+		messages = min(messages, l.PartitionMessages/2-n)
+	}
+	return min(messages, maxBatch), min(bytes, maxBatchBytes)
+}
+
+// maxCredit keeps sums of credit within numbers.
+const maxCredit = 1 << 40
+
+// Credit lets the app be given more: messages and bytes on top of what is left. With a part it bounds that
+// partition too, which is unbounded before. It is an error in a consumer that was not opened with Credited.
+func (c *Consumer) Credit(messages, bytes int, part *Part) error {
+	const op fault.Op = "pubsub.Credit"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.opts.Credited {
+		return fault.New(op, fault.Invalid, "the consumer was opened without credit; it takes none")
+	}
+	if messages < 0 || bytes < 0 || messages > maxCredit || bytes > maxCredit {
+		return fault.New(op, fault.Invalid, "credit of %d messages and %d bytes: want 0 to %d", messages, bytes, maxCredit)
+	}
+	grant := func(to *credit) {
+		to.messages = min(to.messages+messages, maxCredit)
+		to.bytes = min(to.bytes+bytes, maxCredit)
+	}
+	if part == nil {
+		grant(&c.credit)
+		c.feed()
+		c.poke()
+		return nil
+	}
+	o := c.owned[*part]
+	if o == nil {
+		return notOwned(op, *part)
+	}
+	o.credited = true
+	grant(&o.credit)
+	o.list()
+	return nil
+}
+
+func notOwned(op fault.Op, p Part) error {
+	return fault.New(op, fault.Conflict, "partition %s is not owned by this consumer", p).With(fault.Fenced)
+}
+
+// mine is an owned partition in an epoch. mu is held.
+func (c *Consumer) mine(op fault.Op, p Part, epoch uint64) (*owned, error) {
+	o := c.owned[p]
+	if o == nil {
+		return nil, notOwned(op, p)
+	}
+	if o.epoch != epoch {
+		return nil, fault.New(op, fault.Conflict, "partition %s is in epoch %d, not in %d", p, o.epoch, epoch).With(fault.Fenced)
+	}
+	return o, nil
+}
+
+// Ack resolves messages. Positions that are not at the app count for nothing. An epoch that is over is
+// fault.Fenced.
+func (c *Consumer) Ack(part Part, epoch uint64, ranges []Range) error {
+	const op fault.Op = "pubsub.Ack"
+	for _, r := range ranges {
+		if r.From > r.To {
+			return fault.New(op, fault.Invalid, "range %d to %d of partition %s runs backwards", r.From, r.To, part)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o, err := c.mine(op, part, epoch)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	o.change(func() {
+		for _, r := range ranges {
+			o.lane.Ack(now, r.From, r.To)
+		}
+	})
+	return nil
+}
+
+// Nack says that the app could not handle a message.
+func (c *Consumer) Nack(r Refusal) error {
+	const op fault.Op = "pubsub.Nack"
+	if r.Remedy > RemedyDrop || r.Delay < 0 {
+		return fault.New(op, fault.Invalid, "remedy %d after %v: no such thing", r.Remedy, r.Delay)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o, err := c.mine(op, r.Part, r.Epoch)
+	if err != nil {
+		return err
+	}
+	known := false
+	o.change(func() { known = o.lane.Nack(time.Now(), r.Position, r.Remedy, r.Delay, r.Reason) })
+	if !known {
+		return notAtApp(op, r.Part, r.Position)
+	}
+	return nil
+}
+
+func notAtApp(op fault.Op, p Part, position uint64) error {
+	return fault.New(op, fault.NotFound, "position %d of partition %s is not at the app: it was never delivered, or is resolved", position, p)
+}
+
+// Extend gives a message at the app more time, from now.
+func (c *Consumer) Extend(part Part, epoch, position uint64, by time.Duration) error {
+	const op fault.Op = "pubsub.Extend"
+	if by <= 0 {
+		return fault.New(op, fault.Invalid, "an extension by %v", by)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o, err := c.mine(op, part, epoch)
+	if err != nil {
+		return err
+	}
+	if !o.lane.Extend(time.Now(), position, by) {
+		return notAtApp(op, part, position)
+	}
+	return nil
+}
+
+// RevokeDone says that the app has let go of partitions that are being revoked. Of others it is an error.
+func (c *Consumer) RevokeDone(assignment uint64, parts []Part) error {
+	const op fault.Op = "pubsub.RevokeDone"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range parts {
+		o := c.owned[p]
+		if o == nil {
+			return notOwned(op, p)
+		}
+		if o.phase != revoking || o.assignment != assignment {
+			return fault.New(op, fault.Invalid, "partition %s is not being revoked by assignment %d", p, assignment)
+		}
+		o.finish("")
+	}
+	return nil
+}
+
+// Control pauses, resumes or moves partitions, or changes the concurrency.
+func (c *Consumer) Control(ct Control) error {
+	const op fault.Op = "pubsub.Control"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if ct.Concurrency < 0 || ct.Pause && ct.Resume {
+		return fault.New(op, fault.Invalid, "concurrency %d, pause %v, resume %v cannot be", ct.Concurrency, ct.Pause, ct.Resume)
+	}
+	which := make([]*owned, 0, len(c.owned))
+	for _, p := range ct.Parts {
+		o := c.owned[p]
+		if o == nil {
+			return notOwned(op, p)
+		}
+		which = append(which, o)
+	}
+	if len(ct.Parts) == 0 {
+		for _, o := range c.owned {
+			which = append(which, o)
+		}
+	}
+	if ct.Concurrency > 0 {
+		c.concurrency = ct.Concurrency
+	}
+	for _, o := range which {
+		if ct.Pause || ct.Resume {
+			o.paused = ct.Pause
+			if o.lane != nil {
+				o.lane.Paused = ct.Pause
+			}
+		}
+		if ct.Seek != nil {
+			o.do(func() { o.seek(*ct.Seek) })
+		}
+		o.list()
+	}
+	for _, o := range c.owned {
+		o.list()
+	}
+	return nil
+}
+
+// groupEvents is the consumer as its group sees it.
+type groupEvents Consumer
+
+// Assigned implements group.Events.
+func (g *groupEvents) Assigned(claims []group.Claim) {
+	c := (*Consumer)(g)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, cl := range claims {
+		o := newOwned(c, cl)
+		c.owned[cl.Part] = o
+		c.work.Go(func() { o.run(cl.Progress) })
+	}
+}
+
+// Revoke implements group.Events.
+func (g *groupEvents) Revoke(parts []Part, reason string) {
+	c := (*Consumer)(g)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.assignment++
+	ev := Revoking{Assignment: c.assignment, Deadline: time.Now().Add(c.opts.RevokeTimeout), Reason: reason}
+	for _, p := range parts {
+		if o := c.owned[p]; o != nil && o.revoke(ev.Assignment, ev.Deadline) {
+			ev.Parts = append(ev.Parts, p)
+		}
+	}
+	if len(ev.Parts) > 0 {
+		c.announce(ev)
+	}
+	c.poke()
+}
+
+// Lost implements group.Events.
+func (g *groupEvents) Lost(parts []Part, reason string) {
+	c := (*Consumer)(g)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var lost []Part
+	for _, p := range parts {
+		if o := c.owned[p]; o != nil {
+			if o.told {
+				lost = append(lost, p)
+			}
+			o.drop()
+		}
+	}
+	if len(lost) > 0 {
+		c.announce(Lost{Parts: lost, Reason: reason})
+	}
+}
+
+// Changed implements group.Events.
+func (g *groupEvents) Changed(v group.View) {
+	c := (*Consumer)(g)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.view = v
+	c.announce(GroupChanged{View: v})
+}
+
+// Doubt implements group.Events.
+func (g *groupEvents) Doubt(on bool) {
+	c := (*Consumer)(g)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.doubt = on
+	for _, o := range c.owned {
+		o.list()
+	}
+}
+
+// Command implements group.Events.
+func (g *groupEvents) Command(p Part, cmd group.Command) {
+	c := (*Consumer)(g)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := c.owned[p]; o != nil {
+		o.do(func() { o.obey(cmd) })
+	}
+}
+
+func (c *Consumer) report(err error, what string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.announce(Fault{Err: err})
+	c.log.Warn(what, append(args, "error", err)...)
+}
