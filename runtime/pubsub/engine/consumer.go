@@ -47,6 +47,9 @@ type Consumer struct {
 	urgent chan struct{}   // one slot: it is to be committed now
 	copies chan struct{}   // one slot: something is to be copied aside
 	leave  chan struct{}   // closed by Close
+	seated chan struct{}   // closed when seat is set
+	ended  chan string     // one slot: why the group ended the seat
+	layout chan struct{}   // one slot: how topics are divided, or a partition of an old generation is new here
 	life   context.Context // of all that works for the consumer; ends with Run
 	work   sync.WaitGroup
 }
@@ -91,13 +94,14 @@ func NewConsumer(o ConsumeOptions, log *slog.Logger) (*Consumer, error) {
 		return nil, err
 	}
 	return &Consumer{opts: o, log: log, owned: map[Part]*owned{}, concurrency: o.Limits.Concurrency,
-		wake: make(chan struct{}, 1), dirty: make(chan struct{}, 1), urgent: make(chan struct{}, 1), copies: make(chan struct{}, 1), leave: make(chan struct{})}, nil
+		wake: make(chan struct{}, 1), dirty: make(chan struct{}, 1), urgent: make(chan struct{}, 1), copies: make(chan struct{}, 1), leave: make(chan struct{}),
+		seated: make(chan struct{}), ended: make(chan string, 1), layout: make(chan struct{}, 1)}, nil
 }
 
 // complete fills in the defaults.
 func (o *ConsumeOptions) complete() error {
 	const op fault.Op = "pubsub.Consume"
-	bad := func(format string, args ...any) error {
+	bad := func(format string, args ...any) *fault.Error {
 		return fault.New(op, fault.Invalid, format, args...)
 	}
 	o.Topics = slices.Clone(o.Topics)
@@ -210,13 +214,13 @@ func (c *Consumer) Run(ctx context.Context, e *Engine, tell func(Event) error) e
 	c.mu.Lock()
 	c.e, c.life = e, life
 	c.mu.Unlock()
-	hub, release := e.hub(c.opts.Group)
-	defer release()
-	for _, topic := range c.opts.Topics {
+	for _, topic := range c.opts.Topics { // made, and known before the group shares them out
 		if _, err := e.topics.get(ctx, topic, false); err != nil {
 			return err
 		}
 	}
+	hub, release := e.hub(c.opts.Group)
+	defer release()
 	s, err := hub.Join(ctx, group.SeatOptions{Topics: c.opts.Topics, Instance: c.opts.Instance, Manual: c.opts.Manual}, (*groupEvents)(c))
 	if err != nil {
 		return err
@@ -224,6 +228,8 @@ func (c *Consumer) Run(ctx context.Context, e *Engine, tell func(Event) error) e
 	c.mu.Lock()
 	c.seat = s
 	c.mu.Unlock()
+	close(c.seated)
+	defer c.followLayouts(s)()
 	c.work.Go(c.commitLoop)
 	c.work.Go(c.copyLoop)
 	if c.opts.StatusEvery > 0 {
@@ -282,6 +288,11 @@ func (c *Consumer) dispatch(ctx context.Context, s seat, tell func(Event) error)
 		case <-over:
 			if err == nil {
 				err = fault.Wrap("pubsub.Consume", fault.Canceled, ctx.Err())
+			}
+			depart(true)
+		case why := <-c.ended:
+			if err == nil {
+				err = fault.New("pubsub.Consume", fault.Conflict, "%s", why).With(fault.Fenced)
 			}
 			depart(true)
 		case <-left:
@@ -593,10 +604,26 @@ func (c *Consumer) Control(ct Control) error {
 // groupEvents is the consumer as its group sees it.
 type groupEvents Consumer
 
+// lock waits until Run knows its seat: the group may be faster.
+func (g *groupEvents) lock() *Consumer {
+	c := (*Consumer)(g)
+	<-c.seated
+	c.mu.Lock()
+	return c
+}
+
+// Ended implements group.Ender.
+func (g *groupEvents) Ended(reason string) {
+	c := (*Consumer)(g)
+	select {
+	case c.ended <- reason:
+	default:
+	}
+}
+
 // Assigned implements group.Events.
 func (g *groupEvents) Assigned(claims []group.Claim) {
-	c := (*Consumer)(g)
-	c.mu.Lock()
+	c := g.lock()
 	defer c.mu.Unlock()
 	for _, cl := range claims {
 		o := newOwned(c, cl)
@@ -607,11 +634,14 @@ func (g *groupEvents) Assigned(claims []group.Claim) {
 
 // Revoke implements group.Events.
 func (g *groupEvents) Revoke(parts []Part, reason string) {
-	c := (*Consumer)(g)
-	c.mu.Lock()
+	c := g.lock()
 	defer c.mu.Unlock()
 	c.assignment++
-	ev := Revoking{Assignment: c.assignment, Deadline: time.Now().Add(c.opts.RevokeTimeout), Reason: reason}
+	patience := c.opts.RevokeTimeout
+	if c.closing {
+		patience = max(patience, c.opts.LeaveTimeout)
+	}
+	ev := Revoking{Assignment: c.assignment, Deadline: time.Now().Add(patience), Reason: reason}
 	for _, p := range parts {
 		if o := c.owned[p]; o != nil && o.revoke(ev.Assignment, ev.Deadline) {
 			ev.Parts = append(ev.Parts, p)
@@ -625,8 +655,7 @@ func (g *groupEvents) Revoke(parts []Part, reason string) {
 
 // Lost implements group.Events.
 func (g *groupEvents) Lost(parts []Part, reason string) {
-	c := (*Consumer)(g)
-	c.mu.Lock()
+	c := g.lock()
 	defer c.mu.Unlock()
 	var lost []Part
 	for _, p := range parts {
@@ -644,8 +673,7 @@ func (g *groupEvents) Lost(parts []Part, reason string) {
 
 // Changed implements group.Events.
 func (g *groupEvents) Changed(v group.View) {
-	c := (*Consumer)(g)
-	c.mu.Lock()
+	c := g.lock()
 	defer c.mu.Unlock()
 	c.view = v
 	c.announce(GroupChanged{View: v})
@@ -653,8 +681,7 @@ func (g *groupEvents) Changed(v group.View) {
 
 // Doubt implements group.Events.
 func (g *groupEvents) Doubt(on bool) {
-	c := (*Consumer)(g)
-	c.mu.Lock()
+	c := g.lock()
 	defer c.mu.Unlock()
 	c.doubt = on
 	for _, o := range c.owned {
@@ -664,8 +691,7 @@ func (g *groupEvents) Doubt(on bool) {
 
 // Command implements group.Events.
 func (g *groupEvents) Command(p Part, cmd group.Command) {
-	c := (*Consumer)(g)
-	c.mu.Lock()
+	c := g.lock()
 	defer c.mu.Unlock()
 	if o := c.owned[p]; o != nil {
 		o.do(func() { o.obey(cmd) })

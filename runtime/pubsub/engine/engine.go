@@ -57,10 +57,38 @@ func New(log block.Log, logger *slog.Logger) *Engine {
 	return e
 }
 
-// Close ends what runs in the background. Consumers must have ended.
+// Close ends what runs in the background. Consumers must have ended, or end by it.
 func (e *Engine) Close() {
 	e.stop()
+	e.mu.Lock()
+	hubs := make([]*group.Hub, 0, len(e.hubs))
+	for _, r := range e.hubs {
+		hubs = append(hubs, r.hub)
+	}
+	e.mu.Unlock()
+	for _, h := range hubs {
+		h.Close()
+	}
 	e.run.Wait()
+}
+
+// hub is this process's membership in a group; release is called when it is not used any more.
+func (e *Engine) hub(name string) (h *group.Hub, release func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := e.hubs[name]
+	if r == nil {
+		r = &hubRef{hub: group.NewHub(e.log, group.HubOptions{Group: name, TTL: e.log.LogFeatures().SessionTTL, Log: e.logger})}
+		e.hubs[name] = r
+	}
+	r.uses++
+	return r.hub, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if r.uses--; r.uses == 0 && e.hubs[name] == r {
+			delete(e.hubs, name)
+		}
+	}
 }
 
 // Features are the broker's.

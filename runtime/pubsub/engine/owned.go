@@ -38,6 +38,7 @@ type owned struct {
 	assignment uint64                   // of its Revoking
 	deadline   time.Time                // of its Revoking
 	starved    bool                     // in Consumer.starved
+	drained    bool                     // of an old generation, and the group knows that it is read to its end
 	committed  uint64                   // watermark of the last commit
 	end        uint64                   // greater than the position of the newest record, as far as known
 	tasks      []func()                 // for the reader's goroutine to do
@@ -119,6 +120,7 @@ func (o *owned) open(progress []byte) (block.LogReader, error) {
 	o.lane = lane.New(c.laneOptions(), p)
 	o.lane.Paused = o.paused
 	o.committed, o.end = p.Watermark, bounds[0].Next
+	signal(c.layout)
 	if fresh { // so that the group has a place from now on
 		o.lane.Redirty()
 		signal(c.dirty)

@@ -1,12 +1,16 @@
 package engine
 
 import (
+	"encoding/json"
 	"maps"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/runtime/pubsub/group"
 	"github.com/mecha-project/mecha/runtime/pubsub/lane"
 )
 
@@ -158,4 +162,38 @@ func (o *owned) seek(to Place) {
 	}
 	o.drop()
 	o.c.seat.Release(o.part, progress)
+}
+
+// order is what an administrator asks of a partition: the body of a group.Command.
+type order struct {
+	Seek   *Place   `json:"seek,omitempty"`
+	Unpark []string `json:"unpark,omitempty"` // keys
+}
+
+// obey does what an administrator asks. It is called by the reader's goroutine.
+func (o *owned) obey(cmd group.Command) {
+	var what order
+	if err := json.Unmarshal(cmd.Body, &what); err != nil {
+		o.c.report(fault.New("pubsub.Command", fault.Invalid, "a command of partition %s cannot be read", o.part).Because(err), "a command was dropped", "partition", o.part.String())
+		o.c.seat.Done(o.part, cmd)
+		return
+	}
+	if what.Seek != nil {
+		o.c.seat.Done(o.part, cmd)
+		o.seek(*what.Seek)
+		return
+	}
+	o.c.mu.Lock()
+	defer o.c.mu.Unlock()
+	left := len(what.Unpark)
+	var mu sync.Mutex
+	for _, key := range what.Unpark {
+		o.unpark(key, func() {
+			mu.Lock()
+			defer mu.Unlock()
+			if left--; left == 0 {
+				o.c.seat.Done(o.part, cmd)
+			}
+		})
+	}
 }

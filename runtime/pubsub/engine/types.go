@@ -94,6 +94,8 @@ type ConsumeOptions struct {
 	HandlerTimeout time.Duration
 	// RevokeTimeout is how long the app may take to let go of a partition. 0 means 10 s.
 	RevokeTimeout time.Duration
+	// LeaveTimeout takes the place of RevokeTimeout when the consumer itself ends, if it is longer.
+	LeaveTimeout time.Duration
 	// AutoRevoke lets go of a partition as soon as nothing of it is at the app, without RevokeDone.
 	AutoRevoke bool
 	// StatusEvery is how often Status is told; 0 means not at all.
