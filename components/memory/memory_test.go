@@ -41,6 +41,15 @@ func TestPubSub(t *testing.T) {
 	})
 }
 
+func TestLog(t *testing.T) {
+	blocktest.Log(t, func(*testing.T) func() block.Log {
+		limits := memory.DefaultPubSubConfig()
+		limits.MaxBytes = 16 * conf.MiB
+		hub := memory.NewHub(limits)
+		return func() block.Log { return hub.PubSub() }
+	})
+}
+
 func TestCache(t *testing.T) {
 	blocktest.Cache(t, func(t *testing.T) func() block.Cache {
 		c, err := memory.NewCache(block.Env{}, memory.DefaultCacheConfig())
@@ -83,6 +92,8 @@ func TestBackendParts(t *testing.T) {
 func TestConfigIsValidated(t *testing.T) {
 	for name, items := range map[string][]conf.Item{
 		"messages": conf.Items("maxMessages", "0"), "bytes": conf.Items("maxBytes", "0"), "history": conf.Items("history", "-1"),
+		"no partitions": conf.Items("partitions", "0"), "partitions": conf.Items("partitions", "1025"),
+		"session": conf.Items("sessionTTL", "999ms"),
 	} {
 		if conf.Decode(items, memory.DefaultPubSubConfig()).Err() == nil {
 			t.Errorf("%s: accepted", name)
@@ -275,7 +286,7 @@ func message(topic, body string) []block.Message {
 }
 
 func TestTopicIsBounded(t *testing.T) {
-	hub := memory.NewHub(&memory.PubSubConfig{MaxMessages: 10, MaxBytes: conf.MiB, History: 4})
+	hub := memory.NewHub(&memory.PubSubConfig{MaxMessages: 10, MaxBytes: conf.MiB, History: 4, Partitions: 1, SessionTTL: time.Second})
 	p := hub.PubSub()
 	ctx := t.Context()
 	for i := range 50 { // nobody reads: the oldest are dropped, nobody is refused
