@@ -41,15 +41,6 @@ func TestPubSub(t *testing.T) {
 	})
 }
 
-func TestLog(t *testing.T) {
-	blocktest.Log(t, func(*testing.T) func() block.Log {
-		limits := memory.DefaultPubSubConfig()
-		limits.MaxBytes = 16 * conf.MiB
-		hub := memory.NewHub(limits)
-		return func() block.Log { return hub.PubSub() }
-	})
-}
-
 func TestCache(t *testing.T) {
 	blocktest.Cache(t, func(t *testing.T) func() block.Cache {
 		c, err := memory.NewCache(block.Env{}, memory.DefaultCacheConfig())
