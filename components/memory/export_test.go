@@ -1,5 +1,7 @@
 package memory
 
+import "github.com/mecha-project/mecha/components/block"
+
 // Held is how many locks are in memory, ended or not.
 func Held(s *Locks) int {
 	s.mu.Lock()
@@ -24,3 +26,27 @@ func (k KeyOrder) From(prefix, last string, begun bool) (out []string) {
 	k.o.from(prefix, last, begun, func(key string) bool { out = append(out, key); return true })
 	return out
 }
+
+// LogKept is what a topic keeps, by its own account: records and bytes, also of those delayed, slots
+// of its partitions, what waits for its time, readers that wait, and IDs.
+type LogKept struct {
+	Records, Slots, Due, Waiting, IDs int
+	Bytes                             int64
+	Timer                             bool
+}
+
+// Kept looks at a topic.
+func Kept(p *PubSub, name string) (k LogKept) {
+	t := p.hub.logs.topic(name)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k = LogKept{Records: t.count, Due: len(t.due), IDs: len(t.ids), Bytes: t.bytes, Timer: t.armed != 0}
+	for _, part := range t.parts {
+		k.Slots += cap(part.slots)
+		k.Waiting += len(part.waiting)
+	}
+	return k
+}
+
+// Poked tells whether something has called a reader that waits.
+func Poked(r block.LogReader) bool { return len(r.(*logReader).wake) > 0 }

@@ -20,6 +20,9 @@ type Hub struct {
 
 	mu     sync.Mutex
 	topics map[string]*topic // guarded by mu
+
+	logs   *logs
+	ledger *ledger
 }
 
 // NewHub makes an empty broker. Limits hold per topic; nil means the defaults.
@@ -27,7 +30,9 @@ func NewHub(limits *PubSubConfig) *Hub {
 	if limits == nil {
 		limits = DefaultPubSubConfig()
 	}
-	return &Hub{limits: *limits, topics: map[string]*topic{}}
+	h := &Hub{limits: *limits, topics: map[string]*topic{}, ledger: newLedger()}
+	h.logs = newLogs(&h.limits)
+	return h
 }
 
 func (h *Hub) topic(name string) *topic {

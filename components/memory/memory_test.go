@@ -83,6 +83,8 @@ func TestBackendParts(t *testing.T) {
 func TestConfigIsValidated(t *testing.T) {
 	for name, items := range map[string][]conf.Item{
 		"messages": conf.Items("maxMessages", "0"), "bytes": conf.Items("maxBytes", "0"), "history": conf.Items("history", "-1"),
+		"no partitions": conf.Items("partitions", "0"), "partitions": conf.Items("partitions", "1025"),
+		"session": conf.Items("sessionTTL", "999ms"),
 	} {
 		if conf.Decode(items, memory.DefaultPubSubConfig()).Err() == nil {
 			t.Errorf("%s: accepted", name)
@@ -275,7 +277,7 @@ func message(topic, body string) []block.Message {
 }
 
 func TestTopicIsBounded(t *testing.T) {
-	hub := memory.NewHub(&memory.PubSubConfig{MaxMessages: 10, MaxBytes: conf.MiB, History: 4})
+	hub := memory.NewHub(&memory.PubSubConfig{MaxMessages: 10, MaxBytes: conf.MiB, History: 4, Partitions: 1, SessionTTL: time.Second})
 	p := hub.PubSub()
 	ctx := t.Context()
 	for i := range 50 { // nobody reads: the oldest are dropped, nobody is refused

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/conf"
@@ -20,11 +21,17 @@ type PubSubConfig struct {
 	// History is how many of the last messages stay although every group is done with them,
 	// so that a group which starts late sees them. Default 1024.
 	History int `yaml:"history"`
+	// Partitions is how many partitions a topic gets that nobody has used yet: 1 to 1024. More let
+	// more members of a group work at once. Default 32.
+	Partitions int `yaml:"partitions"`
+	// SessionTTL is after what silence a member of a group counts as dead and its partitions go to
+	// others. At least 1 s; default 6 s.
+	SessionTTL time.Duration `yaml:"sessionTTL" unit:"s"`
 }
 
 // DefaultPubSubConfig returns the defaults.
 func DefaultPubSubConfig() *PubSubConfig {
-	return &PubSubConfig{MaxMessages: 1 << 16, MaxBytes: 64 * conf.MiB, History: 1024}
+	return &PubSubConfig{MaxMessages: 1 << 16, MaxBytes: 64 * conf.MiB, History: 1024, Partitions: 32, SessionTTL: 6 * time.Second}
 }
 
 // Validate reports what cannot work.
@@ -38,6 +45,12 @@ func (c *PubSubConfig) Validate() error {
 	}
 	if c.History < 0 {
 		errs = append(errs, conf.Bad("history", "must not be negative"))
+	}
+	if c.Partitions < 1 || c.Partitions > 1024 {
+		errs = append(errs, conf.Bad("partitions", "must be 1 to 1024"))
+	}
+	if c.SessionTTL < time.Second {
+		errs = append(errs, conf.Bad("sessionTTL", "must be at least 1s"))
 	}
 	return errors.Join(errs...)
 }
@@ -60,6 +73,7 @@ func NewPubSub(_ block.Env, c *PubSubConfig) (block.PubSub, error) {
 
 // PubSub opens a component on the hub. Closing it leaves the hub and its messages alone.
 func (h *Hub) PubSub() *PubSub {
+	h.logs.joined()
 	return &PubSub{hub: h, closed: make(chan struct{})}
 }
 
@@ -69,7 +83,10 @@ func (p *PubSub) Ping(ctx context.Context) error { return p.usable("memory.pubsu
 // Close ends running Consume calls and waits for them, as long as ctx lasts.
 func (p *PubSub) Close(ctx context.Context) error {
 	p.mu.Lock()
-	p.once.Do(func() { close(p.closed) })
+	p.once.Do(func() {
+		close(p.closed)
+		p.hub.logs.left()
+	})
 	p.mu.Unlock()
 	done := make(chan struct{})
 	go func() {
