@@ -22,6 +22,8 @@ type Log interface {
 	// are what its configuration promises; a server that is too old for one is an error of Ping
 	// and of the first use.
 	LogFeatures() LogFeatures
+	// Closed is closed by Close: whoever works for the broker in the background ends then.
+	Closed() <-chan struct{}
 	// Append adds records, each to the topic and partition it names, and returns one result per
 	// record; a context that has ended is the error of all.
 	// Records of one partition are accepted in the order given; one that is refused does not

@@ -5,10 +5,15 @@ import (
 	"time"
 )
 
-// PubSub is a message broker. Delivery is at least once: a message is gone for a group only
-// after its Delivery was acknowledged.
-type PubSub interface {
-	Component
+// PubSub is a message broker. What it can do is an ability, asked for with As: it is a Log, which is what
+// the house wants of a broker, or a Queue.
+type PubSub interface{ Component }
+
+// Queue is offered by brokers that keep track of groups and of what they acknowledged themselves. Delivery
+// is at least once: a message is gone for a group only after its Delivery was acknowledged. The house keeps
+// order among what one consumer has in hand, and can promise no more.
+type Queue interface {
+	PubSub
 	// Publish appends the messages in order. It returns nil when the broker has accepted
 	// all, else one error or nil per message.
 	Publish(ctx context.Context, msgs []Message) []error

@@ -34,13 +34,6 @@ func TestState(t *testing.T) {
 	blocktest.State(t, func(t *testing.T) block.State { return openState(t, memory.DefaultStateConfig()) })
 }
 
-func TestPubSub(t *testing.T) {
-	blocktest.PubSub(t, func(*testing.T) func() block.PubSub {
-		hub := memory.NewHub(nil)
-		return func() block.PubSub { return hub.PubSub() }
-	})
-}
-
 func TestCache(t *testing.T) {
 	blocktest.Cache(t, func(t *testing.T) func() block.Cache {
 		c, err := memory.NewCache(block.Env{}, memory.DefaultCacheConfig())
@@ -272,57 +265,6 @@ func TestFencesAreBounded(t *testing.T) {
 	}
 }
 
-func message(topic, body string) []block.Message {
-	return []block.Message{{Topic: topic, Data: []byte(body)}}
-}
-
-func TestTopicIsBounded(t *testing.T) {
-	hub := memory.NewHub(&memory.PubSubConfig{MaxMessages: 10, MaxBytes: conf.MiB, History: 4, Partitions: 1, SessionTTL: time.Second})
-	p := hub.PubSub()
-	ctx := t.Context()
-	for i := range 50 { // nobody reads: the oldest are dropped, nobody is refused
-		if errs := p.Publish(ctx, message("t", fmt.Sprint(i))); errs != nil {
-			t.Fatalf("publish %d: %v", i, errs)
-		}
-	}
-	consume := func(group string, n int) (bodies []string) {
-		cctx, stop := context.WithCancel(ctx)
-		defer stop()
-		_ = p.Consume(cctx, block.ConsumeOptions{Topic: "t", Group: group, MaxInFlight: 1}, func(d block.Delivery) {
-			bodies = append(bodies, string(d.Data))
-			d.Ack()
-			if len(bodies) == n {
-				stop()
-			}
-		})
-		return bodies
-	}
-	if got := consume("g", 4); got[0] != "46" {
-		t.Errorf("the oldest message kept is %s, want 46 (history 4)", got[0])
-	}
-	// g is there now, and what it has not consumed is never dropped.
-	published := 0
-	var err error
-	for ; err == nil && published < 100; published++ {
-		if errs := p.Publish(ctx, message("t", fmt.Sprint("g", published))); errs != nil {
-			err = errs[0]
-		}
-	}
-	if fault.Of(err) != fault.Exhausted {
-		t.Fatalf("a full topic answers %v, want exhausted", err)
-	}
-	if got := consume("g", published-1); got[0] != "g0" || got[len(got)-1] != fmt.Sprint("g", published-2) {
-		t.Errorf("g got %v, want every accepted message", got)
-	}
-	if errs := p.Publish(ctx, message("t", "again")); errs != nil {
-		t.Errorf("publish after consuming: %v", errs)
-	}
-	if errs := p.Publish(ctx, []block.Message{{Topic: "big", Data: make([]byte, 2<<20)}}); fault.Of(errs[0]) != fault.Exhausted {
-		t.Errorf("a message over the bound: %v, want exhausted", errs)
-	}
-	_ = p.Close(ctx)
-}
-
 func BenchmarkStateSet(b *testing.B) {
 	s := openState(b, memory.DefaultStateConfig())
 	value := make([]byte, 1024)
@@ -393,24 +335,3 @@ func BenchmarkStateScan(b *testing.B) {
 	})
 }
 
-func BenchmarkPublishDeliver(b *testing.B) {
-	p := memory.NewHub(nil).PubSub()
-	got := make(chan struct{}, 1)
-	ctx, stop := context.WithCancel(b.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = p.Consume(ctx, block.ConsumeOptions{Topic: "t", Group: "g", MaxInFlight: 16}, func(d block.Delivery) {
-			d.Ack()
-			got <- struct{}{}
-		})
-	}()
-	msg := []block.Message{{Topic: "t", Data: make([]byte, 1024)}}
-	b.ReportAllocs()
-	for b.Loop() {
-		_ = p.Publish(ctx, msg)
-		<-got
-	}
-	stop()
-	<-done
-}

@@ -62,8 +62,6 @@ type PubSub struct {
 	hub    *Hub
 	closed chan struct{}
 	once   sync.Once
-	live   sync.WaitGroup // running Consume calls
-	mu     sync.Mutex     // orders live.Add before the Wait in Close
 }
 
 // NewPubSub opens a broker of its own.
@@ -77,57 +75,19 @@ func (h *Hub) PubSub() *PubSub {
 	return &PubSub{hub: h, closed: make(chan struct{})}
 }
 
+// Closed implements block.Log.
+func (p *PubSub) Closed() <-chan struct{} { return p.closed }
+
 // Ping succeeds until Close.
 func (p *PubSub) Ping(ctx context.Context) error { return p.usable("memory.pubsub.Ping", ctx) }
 
-// Close ends running Consume calls and waits for them, as long as ctx lasts.
-func (p *PubSub) Close(ctx context.Context) error {
-	p.mu.Lock()
+// Close ends readers and watches. It does not wait for them.
+func (p *PubSub) Close(context.Context) error {
 	p.once.Do(func() {
 		close(p.closed)
 		p.hub.logs.left()
 	})
-	p.mu.Unlock()
-	done := make(chan struct{})
-	go func() {
-		p.live.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return fault.Wrap("memory.pubsub.Close", fault.Deadline, ctx.Err())
-	}
-}
-
-// Publish appends the messages in order.
-func (p *PubSub) Publish(ctx context.Context, msgs []block.Message) []error {
-	const op fault.Op = "memory.pubsub.Publish"
-	return each(len(msgs), func(i int) error {
-		if err := p.usable(op, ctx); err != nil {
-			return err
-		}
-		return p.hub.topic(msgs[i].Topic).append(op, &msgs[i])
-	})
-}
-
-// Consume delivers messages until ctx ends. The goroutine of the caller does the delivering.
-func (p *PubSub) Consume(ctx context.Context, opts block.ConsumeOptions, deliver func(block.Delivery)) error {
-	const op fault.Op = "memory.pubsub.Consume"
-	if opts.MaxInFlight < 1 {
-		return fault.New(op, fault.Invalid, "MaxInFlight is %d, want at least 1", opts.MaxInFlight)
-	}
-	p.mu.Lock()
-	if err := p.usable(op, ctx); err != nil {
-		p.mu.Unlock()
-		return err
-	}
-	p.live.Add(1)
-	p.mu.Unlock()
-	defer p.live.Done()
-	p.hub.topic(opts.Topic).run(ctx, p.closed, opts, deliver)
-	return p.usable(op, ctx)
+	return nil
 }
 
 func (p *PubSub) usable(op fault.Op, ctx context.Context) error {

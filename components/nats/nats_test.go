@@ -133,7 +133,7 @@ func TestEmbeddedState(t *testing.T) {
 
 func TestEmbeddedPubSub(t *testing.T) {
 	dir := nodeDir(t)
-	blocktest.PubSub(t, func(t *testing.T) func() block.PubSub {
+	blocktest.Queue(t, func(t *testing.T) func() block.PubSub {
 		return func() block.PubSub { return embeddedPubSub(t, dir, "pubsub") }
 	})
 }
@@ -145,7 +145,7 @@ func TestServerState(t *testing.T) {
 
 func TestServerPubSub(t *testing.T) {
 	url := startServer(t).ClientURL()
-	blocktest.PubSub(t, func(t *testing.T) func() block.PubSub {
+	blocktest.Queue(t, func(t *testing.T) func() block.PubSub {
 		return func() block.PubSub { return serverPubSub(t, url, "pubsub") }
 	})
 }

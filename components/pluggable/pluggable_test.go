@@ -123,8 +123,8 @@ func TestPubSubConformance(t *testing.T) {
 	f := discover(t, dir)
 	for _, typ := range []string{"pubsub.full", "pubsub.single"} {
 		t.Run(typ, func(t *testing.T) {
-			blocktest.PubSub(t, func(t *testing.T) func() block.PubSub {
-				return func() block.PubSub { return open(t, f, typ, "p").(block.PubSub) }
+			blocktest.Queue(t, func(t *testing.T) func() block.Queue {
+				return func() block.Queue { return open(t, f, typ, "p").(block.Queue) }
 			})
 		})
 	}
@@ -349,7 +349,7 @@ func TestHang(t *testing.T) {
 func TestSubscriptionSurvives(t *testing.T) {
 	dir := folder(t)
 	p := servers.StartPluggable(t, dir, "bus")
-	c := open(t, discover(t, dir), "pubsub.bus", "b").(block.PubSub)
+	c := open(t, discover(t, dir), "pubsub.bus", "b").(block.Queue)
 	got := make(chan string, 100)
 	ctx, cancel := context.WithCancel(within(t, patience))
 	ended := make(chan error)
@@ -389,7 +389,7 @@ func TestSubscriptionSurvives(t *testing.T) {
 func TestBulkPublishPartly(t *testing.T) {
 	dir := folder(t)
 	servers.StartPluggable(t, dir, "bus")
-	c := open(t, discover(t, dir), "pubsub.bus", "b").(block.PubSub)
+	c := open(t, discover(t, dir), "pubsub.bus", "b").(block.Queue)
 	errs := c.Publish(within(t, patience), []block.Message{{Topic: "t", Data: []byte("a")}, {Topic: "t", Data: []byte("refused")}, {Topic: "u", Data: []byte("c")}})
 	if len(errs) != 3 || errs[0] != nil || errs[1] == nil || errs[2] != nil {
 		t.Errorf("Publish = %v, want an error of the second", errs)

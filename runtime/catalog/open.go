@@ -390,7 +390,7 @@ func Capabilities(comp block.Component) []string {
 		if tx {
 			caps = append(caps, "ACTOR")
 		}
-	case block.PubSub:
+	case block.Queue, block.Log:
 		if _, ok := comp.(block.PubSubTTL); ok {
 			caps = append(caps, "MESSAGE_TTL")
 		}

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/call"
 )
@@ -20,24 +19,24 @@ import (
 type batcher struct {
 	size   int
 	await  time.Duration
-	handle func([]block.Delivery)
+	handle func([]received)
 
 	mu     sync.Mutex
-	buffer []block.Delivery // guarded by mu
-	more   chan struct{}    // holds one token after buffer grew
+	buffer []received    // guarded by mu
+	more   chan struct{} // holds one token after buffer grew
 	quit   chan struct{}
 	once   sync.Once
 	done   sync.WaitGroup
 }
 
-func newBatcher(sub *Subscription, handle func([]block.Delivery)) *batcher {
+func newBatcher(sub *Subscription, handle func([]received)) *batcher {
 	b := &batcher{handle: handle, more: make(chan struct{}, 1), quit: make(chan struct{})}
 	b.size, b.await = sub.bulk()
 	b.done.Go(b.loop)
 	return b
 }
 
-func (b *batcher) add(d block.Delivery) {
+func (b *batcher) add(d received) {
 	b.mu.Lock()
 	b.buffer = append(b.buffer, d)
 	b.mu.Unlock()
@@ -93,19 +92,22 @@ func (b *batcher) waiting() int {
 	return len(b.buffer)
 }
 
-func (b *batcher) take() []block.Delivery {
+func (b *batcher) take() []received {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	n := min(b.size, len(b.buffer))
 	batch := b.buffer[:n:n]
-	b.buffer = append([]block.Delivery(nil), b.buffer[n:]...)
+	b.buffer = append([]received(nil), b.buffer[n:]...)
 	return batch
 }
 
-// stop ends the loop when the batch in progress is done. Messages not begun stay unanswered.
+// stop ends the loop when the batch in progress is done. Messages not begun are given back or stay unanswered.
 func (b *batcher) stop() {
 	b.once.Do(func() { close(b.quit) })
 	b.done.Wait()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	leaveAll(b.buffer)
 }
 
 // item is one message of a batch on its way.
@@ -118,14 +120,14 @@ type item struct {
 
 // handleBatch sees a batch through: messages that need no app are settled at once, the others
 // go out in one call per route.
-func (c *consumer) handleBatch(ctx context.Context, ds []block.Delivery) {
+func (c *consumer) handleBatch(ctx context.Context, ds []received) {
 	if c.closing() {
 		return // not begun: unanswered
 	}
 	var paths []string
 	groups := map[string][]*item{}
 	for i := range ds {
-		it := &item{job: job{Delivery: ds[i]}, entryID: newID()}
+		it := &item{job: job{received: ds[i]}, entryID: newID()}
 		path, ok := c.admit(ctx, it)
 		if !ok {
 			continue

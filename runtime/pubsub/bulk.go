@@ -98,14 +98,14 @@ func (s *Service) appendAll(ctx context.Context, h *catalog.Handle[block.PubSub]
 		left := part
 		_, err := catalog.Do(ctx, h, s.desc("bulkPublish", topic, msgs[part[0]].Key), func(ctx context.Context, broker block.PubSub) (struct{}, error) {
 			var first error
-			left, first = appendPending(ctx, broker, msgs, left, errs)
+			left, first = s.appendPending(ctx, broker, msgs, left, errs)
 			return struct{}{}, first
 		}, func() func(context.Context, block.PubSub) error {
 			some := make([]block.Message, len(part))
 			for i, at := range part {
 				some[i] = msgs[at]
 			}
-			return shadow(some)
+			return s.shadow(some)
 		})
 		if err != nil {
 			pending = append(pending, left...)
@@ -120,7 +120,7 @@ func (s *Service) appendAll(ctx context.Context, h *catalog.Handle[block.PubSub]
 
 // appendPending publishes the pending messages and returns those still to be published with
 // the first error. An attempt after the first repeats only what failed.
-func appendPending(ctx context.Context, c block.PubSub, msgs []block.Message, pending []int, errs []error) ([]int, error) {
+func (s *Service) appendPending(ctx context.Context, broker block.PubSub, msgs []block.Message, pending []int, errs []error) ([]int, error) {
 	batch := msgs
 	if len(pending) < len(msgs) {
 		batch = make([]block.Message, len(pending))
@@ -128,7 +128,7 @@ func appendPending(ctx context.Context, c block.PubSub, msgs []block.Message, pe
 			batch[i] = msgs[at]
 		}
 	}
-	got := c.Publish(ctx, batch)
+	got := s.put(ctx, broker, batch)
 	if got != nil && len(got) != len(batch) {
 		return pending, fault.New("pubsub.BulkPublish", fault.Internal, "the broker answered %d results to %d messages", len(got), len(batch))
 	}

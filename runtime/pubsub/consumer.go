@@ -50,6 +50,21 @@ type consumer struct {
 	closing func() bool // fetching has stopped for good or for now
 }
 
+// received is a message in the consumer's hands.
+type received struct {
+	block.Delivery
+	receipt *receipt // of a log's message; nil for a queue's
+}
+
+// leaveAll gives back those that nobody has begun with, or that were cut short.
+func leaveAll(ms []received) {
+	for i := range ms {
+		if ms[i].receipt != nil {
+			ms[i].receipt.leave()
+		}
+	}
+}
+
 // run consumes until fetch ends, then lets messages in progress finish, for as long as work and
 // settlePatience last. Messages fetched and not begun, and those cut short by work's end, stay unanswered:
 // they go back to the group when the broker's Consume returns. An early return says why the
@@ -58,31 +73,8 @@ func (c *consumer) run(fetch, work context.Context) error {
 	c.closing = func() bool { return fetch.Err() != nil }
 	work, cut := context.WithCancel(work)
 	defer cut()
-	consume, cancel := context.WithCancel(work)
-	defer cancel()
-	limit := c.route.sub.inFlight(c.s.opts.MaxInFlight)
-	opts := block.ConsumeOptions{Topic: c.rules.prefix + c.route.sub.Topic, Group: c.rules.group,
-		MaxInFlight: limit * windowFactor, Metadata: c.route.sub.Metadata}
-	if opts.Group == "" {
-		opts.Group = c.s.self.App
-	}
-	var deliver func(block.Delivery)
-	var stop func() // returns when nothing is in progress
-	if c.route.sub.Bulk.Enabled {
-		b := newBatcher(&c.route.sub, func(ds []block.Delivery) {
-			defer c.survive(ds...)
-			c.handleBatch(work, ds)
-		})
-		opts.MaxInFlight = max(opts.MaxInFlight, 2*b.size)
-		deliver, stop = b.add, b.stop
-	} else {
-		c.lanes = newLanes(limit, func(j *job) time.Duration {
-			defer c.survive(j.Delivery)
-			return c.handle(work, j)
-		})
-		deliver, stop = c.lanes.add, c.lanes.stop
-	}
-	settle := func() {
+	// Once fetching has ended, messages in progress have settlePatience, or what a drain allows.
+	unhook := context.AfterFunc(fetch, func() {
 		late := time.AfterFunc(settlePatience, func() {
 			select {
 			case <-c.s.manager.draining:
@@ -90,30 +82,77 @@ func (c *consumer) run(fetch, work context.Context) error {
 				cut()
 			}
 		})
-		stop()
-		late.Stop()
+		context.AfterFunc(work, func() { late.Stop() })
+	})
+	defer unhook()
+	desc := call.Desc{Op: "subscribe", Resource: c.route.sub.Topic, Safety: call.Safe, Streamed: true, Lasting: true}
+	_, err := catalog.Do(work, c.h, desc, func(ctx context.Context, broker block.PubSub) (struct{}, error) {
+		if log, ok := block.As[block.Log](broker); ok {
+			return struct{}{}, c.runLog(ctx, fetch, work, log)
+		}
+		if queue, ok := block.As[block.Queue](broker); ok {
+			return struct{}{}, c.runQueue(ctx, fetch, work, queue)
+		}
+		return struct{}{}, fault.New("pubsub.Subscribe", fault.Unsupported, "component %s can neither be read by position nor consumed", c.h.Name)
+	}, nil)
+	return err
+}
+
+// group is whom the subscription shares its messages with.
+func (c *consumer) group() string {
+	if c.rules.group != "" {
+		return c.rules.group
+	}
+	return c.s.self.App
+}
+
+// runQueue consumes a broker that keeps groups itself. ctx is the call's, work that of messages in progress.
+func (c *consumer) runQueue(ctx, fetch, work context.Context, queue block.Queue) error {
+	consume, cancel := context.WithCancel(ctx)
+	defer cancel()
+	limit := c.route.sub.inFlight(c.s.opts.MaxInFlight)
+	opts := block.ConsumeOptions{Topic: c.rules.prefix + c.route.sub.Topic, Group: c.group(),
+		MaxInFlight: limit * windowFactor, Metadata: c.route.sub.Metadata}
+	var deliver func(block.Delivery)
+	var stop func() // returns when nothing is in progress
+	if c.route.sub.Bulk.Enabled {
+		b := c.batches(work)
+		opts.MaxInFlight = max(opts.MaxInFlight, 2*b.size)
+		deliver, stop = func(d block.Delivery) { b.add(received{Delivery: d}) }, b.stop
+	} else {
+		c.lanes = newLanes(limit, func(j *job) time.Duration {
+			defer c.survive(j.received)
+			return c.handle(work, j)
+		})
+		deliver, stop = c.lanes.add, c.lanes.stop
 	}
 	drained := make(chan struct{})
 	unhook := context.AfterFunc(fetch, func() {
 		defer close(drained)
-		settle()
+		stop()
 		cancel()
 	})
-	desc := call.Desc{Op: "subscribe", Resource: c.route.sub.Topic, Safety: call.Safe, Streamed: true, Lasting: true}
-	_, err := catalog.Do(consume, c.h, desc, func(ctx context.Context, broker block.PubSub) (struct{}, error) {
-		return struct{}{}, broker.Consume(ctx, opts, deliver)
-	}, nil)
+	err := queue.Consume(consume, opts, deliver)
 	if unhook() {
-		settle() // Consume ended by itself
+		stop() // Consume ended by itself
 	} else {
 		<-drained
 	}
 	return err
 }
 
+// batches handles messages in batches.
+func (c *consumer) batches(work context.Context) *batcher {
+	return newBatcher(&c.route.sub, func(ms []received) {
+		defer leaveAll(ms)
+		defer c.survive(ms...)
+		c.handleBatch(work, ms)
+	})
+}
+
 // survive keeps a defect in the handling of a message from ending the process: the message
 // comes again. Calls into the app and the broker are guarded already, by call.Do.
-func (c *consumer) survive(ds ...block.Delivery) {
+func (c *consumer) survive(ds ...received) {
 	p := recover()
 	if p == nil {
 		return
@@ -284,6 +323,9 @@ func (c *consumer) later(j *job, cause error) time.Duration {
 		failures = j.rounds + 1
 	}
 	pause := backoff(failures)
+	if c.lanes == nil && !c.route.sub.Bulk.Enabled {
+		pause = 0 // the engine's own, which is the same
+	}
 	log := c.log.Debug
 	if c.lanes != nil && c.lanes.stalled() {
 		log = c.log.Warn // an operator may have to help: fix the app, or set a dead-letter topic
@@ -292,6 +334,9 @@ func (c *consumer) later(j *job, cause error) time.Duration {
 	if j.Key != "" && c.lanes != nil {
 		j.rounds++
 		return pause
+	}
+	if j.receipt != nil {
+		j.receipt.tried = max(0, j.tries-1)
 	}
 	j.Nack(pause)
 	return 0

@@ -46,7 +46,7 @@ const maxIdle = 4
 
 // job is one message with what has been tried so far.
 type job struct {
-	block.Delivery
+	received
 	tries  int // deliveries to the app beyond the broker's count
 	rounds int // times it was held
 
@@ -70,7 +70,7 @@ func newLanes(limit int, work func(*job) time.Duration) *lanes {
 // add queues a message. It never blocks; the broker bounds how many are unanswered. After stop
 // messages are left as they are.
 func (l *lanes) add(d block.Delivery) {
-	j := &job{Delivery: d}
+	j := &job{received: received{Delivery: d}}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.stopped {

@@ -26,7 +26,7 @@ func TestLanesWakeOneWorkerPerMessage(t *testing.T) {
 		synctest.Wait() // its worker idles now
 		l.mu.Lock()     // nobody gets up between the two
 		for _, position := range []string{"second", "third"} {
-			j := &job{Delivery: block.Delivery{Position: position}}
+			j := &job{received: received{Delivery: block.Delivery{Position: position}}}
 			j.own.head, j.own.tail, j.own.size = j, j, 1
 			l.push(&j.own)
 		}

@@ -71,8 +71,8 @@ func (s *Service) append(ctx context.Context, h *catalog.Handle[block.PubSub], t
 	msgs := []block.Message{msg}
 	desc := s.desc("publish", topic, msg.Key)
 	_, err := catalog.Do(ctx, h, desc, func(ctx context.Context, broker block.PubSub) (struct{}, error) {
-		return struct{}{}, firstError(broker.Publish(ctx, msgs))
-	}, func() func(context.Context, block.PubSub) error { return shadow(msgs) })
+		return struct{}{}, firstError(s.put(ctx, broker, msgs))
+	}, func() func(context.Context, block.PubSub) error { return s.shadow(msgs) })
 	if s.opts.Recorder != nil {
 		s.opts.Recorder.PubSubEgress(h.Name, topic, err == nil, time.Since(start))
 	}
@@ -86,7 +86,7 @@ func (s *Service) desc(op, topic, key string) call.Desc {
 }
 
 // shadow copies messages for a mirror.
-func shadow(msgs []block.Message) func(context.Context, block.PubSub) error {
+func (s *Service) shadow(msgs []block.Message) func(context.Context, block.PubSub) error {
 	copies := make([]block.Message, len(msgs))
 	for i, m := range msgs {
 		copies[i] = m
@@ -96,7 +96,7 @@ func shadow(msgs []block.Message) func(context.Context, block.PubSub) error {
 			copies[i].Metadata[strings.Clone(k)] = strings.Clone(v)
 		}
 	}
-	return func(ctx context.Context, broker block.PubSub) error { return firstError(broker.Publish(ctx, copies)) }
+	return func(ctx context.Context, broker block.PubSub) error { return firstError(s.put(ctx, broker, copies)) }
 }
 
 func firstError(errs []error) error {

@@ -48,6 +48,7 @@ import (
 	"github.com/mecha-project/mecha/runtime/call"
 	"github.com/mecha-project/mecha/runtime/catalog"
 	"github.com/mecha-project/mecha/runtime/identity"
+	"github.com/mecha-project/mecha/runtime/pubsub/engine"
 )
 
 // Reasons of this block's own.
@@ -119,6 +120,7 @@ type Service struct {
 	rules  sync.Map // component name to *rules: a reloaded component replaces its entry
 
 	manager manager
+	engines engines
 }
 
 // New makes the service. Subscriptions do not run before Resume.
@@ -131,6 +133,7 @@ func New(stores *catalog.Store[block.PubSub], self identity.Self, opts Options) 
 		s.opts.MaxInFlight = defaultInFlight
 	}
 	s.manager.init()
+	s.engines.all, s.engines.over = map[block.Log]*engine.Engine{}, make(chan struct{})
 	return s
 }
 

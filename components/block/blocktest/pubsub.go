@@ -15,10 +15,10 @@ import (
 	"github.com/mecha-project/mecha/components/fault"
 )
 
-// PubSub checks a message broker. open prepares a broker and returns a way to open components
+// Queue checks a message broker that keeps groups itself. open prepares a broker and returns a way to open components
 // on it: each call is another client, as another sidecar would be. Topics and groups are
 // unique to the subtest, so the server behind may be shared; the suite closes what it opens.
-func PubSub(t *testing.T, open func(t *testing.T) func() block.PubSub) {
+func Queue(t *testing.T, open func(t *testing.T) func() block.Queue) {
 	t.Helper()
 	suite(t, block.KindPubSub)
 	groups := []struct {
@@ -44,7 +44,7 @@ func PubSub(t *testing.T, open func(t *testing.T) func() block.PubSub) {
 	for _, g := range groups {
 		t.Run(g.name, func(t *testing.T) {
 			client := open(t)
-			p := &pubsubTest{T: t, prefix: unique(), client: func() block.PubSub {
+			p := &pubsubTest{T: t, prefix: unique(), client: func() block.Queue {
 				c := client()
 				t.Cleanup(func() { closeQuietly(t, c) })
 				return c
@@ -57,8 +57,8 @@ func PubSub(t *testing.T, open func(t *testing.T) func() block.PubSub) {
 
 type pubsubTest struct {
 	*testing.T
-	client func() block.PubSub // opens another client of the same broker
-	broker block.PubSub        // the first client
+	client func() block.Queue // opens another client of the same broker
+	broker block.Queue        // the first client
 	prefix string
 }
 
@@ -90,7 +90,7 @@ type consumer struct {
 
 // consume starts a consumer; each, when not nil, answers every delivery from the delivering
 // goroutine.
-func (p *pubsubTest) consume(c block.PubSub, topic, group string, inFlight int, each func(block.Delivery)) *consumer {
+func (p *pubsubTest) consume(c block.Queue, topic, group string, inFlight int, each func(block.Delivery)) *consumer {
 	ctx, cancel := context.WithCancel(context.Background())
 	k := &consumer{t: p.T, stop: cancel, done: make(chan struct{}), new: make(chan struct{}, 1)}
 	go func() {

@@ -512,9 +512,29 @@ func (c *Consumer) Nack(r Refusal) error {
 		return err
 	}
 	known := false
-	o.change(func() { known = o.lane.Nack(time.Now(), r.Position, r.Remedy, r.Delay, r.Reason) })
+	o.change(func() {
+		o.lane.Tried(r.Position, r.Tried)
+		known = o.lane.Nack(time.Now(), r.Position, r.Remedy, r.Delay, r.Reason)
+	})
 	if !known {
 		return notAtApp(op, r.Part, r.Position)
+	}
+	return nil
+}
+
+// Return gives a message back that the app has not begun with.
+func (c *Consumer) Return(part Part, epoch, position uint64) error {
+	const op fault.Op = "pubsub.Return"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o, err := c.mine(op, part, epoch)
+	if err != nil {
+		return err
+	}
+	known := false
+	o.change(func() { known = o.lane.Return(position) })
+	if !known {
+		return notAtApp(op, part, position)
 	}
 	return nil
 }

@@ -183,6 +183,7 @@ type Refusal struct {
 	Position uint64
 	Remedy   Remedy
 	Delay    time.Duration // of RemedyRetry; 0 means as Retry says
+	Tried    int           // how many times more than once the app was given it in this delivery
 	Reason   string
 }
 

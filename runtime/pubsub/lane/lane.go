@@ -350,6 +350,26 @@ func (l *Lane) Extend(now time.Time, position uint64, by time.Duration) bool {
 	return true
 }
 
+// Return takes a message back that the app has not begun with: it will be delivered again, at once, as if it
+// had not been. It reports whether it was there.
+func (l *Lane) Return(position uint64) bool {
+	e := l.at(position)
+	if e == nil || e.state != atApp {
+		return false
+	}
+	l.leaveApp(e)
+	e.attempts--
+	l.held.push(e)
+	return true
+}
+
+// Tried counts further deliveries of a message at the app, that somebody above made.
+func (l *Lane) Tried(position uint64, more int) {
+	if e := l.at(position); e != nil && e.state == atApp && more > 0 {
+		e.attempts += more
+	}
+}
+
 // GiveBack takes everything back that is at the app: it will be delivered again, at once. It is for an
 // app that is gone.
 func (l *Lane) GiveBack() {

@@ -14,6 +14,7 @@ import (
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/components/memory"
+	"github.com/mecha-project/mecha/test/servers/queue"
 )
 
 // component is the process: one instance per component resource.
@@ -29,8 +30,8 @@ type component struct {
 type instance struct {
 	properties map[string]string
 	state      *memory.State
-	hub        *memory.Hub
-	pubsub     block.PubSub
+	hub        *queue.Broker
+	pubsub     block.Queue
 	events     chan string // what an output binding was told, for the input binding
 }
 
@@ -60,8 +61,8 @@ func (c *component) open(ctx context.Context, meta *proto.MetadataRequest) error
 	if err != nil {
 		return err
 	}
-	hub := memory.NewHub(memory.DefaultPubSubConfig())
-	c.instances[name] = &instance{properties: meta.GetProperties(), state: s.(*memory.State), hub: hub, pubsub: hub.PubSub(), events: make(chan string, 100)}
+	hub := queue.New()
+	c.instances[name] = &instance{properties: meta.GetProperties(), state: s.(*memory.State), hub: hub, pubsub: hub.Client(), events: make(chan string, 100)}
 	return nil
 }
 

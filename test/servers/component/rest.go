@@ -99,7 +99,7 @@ func (s pubsubServer) PullMessages(stream proto.PubSub_PullMessagesServer) error
 		}
 	}()
 	// The protocol has no window of its own: a component chooses one, so that members share.
-	p := in.hub.PubSub()
+	p := in.hub.Client()
 	defer p.Close(context.Background())
 	return told(p.Consume(ctx, block.ConsumeOptions{Topic: topic.GetName(), Group: group, MaxInFlight: 16}, func(d block.Delivery) {
 		mu.Lock()
