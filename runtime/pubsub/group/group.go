@@ -2,10 +2,7 @@
 // their own. Its members share nothing but a block.Ledger.
 package group
 
-import (
-	"iter"
-	"strconv"
-)
+import "strconv"
 
 // Part is one partition of a topic.
 type Part struct {
@@ -21,19 +18,6 @@ type Layout struct{ Generations []Generation }
 
 // Generation is Count partitions, numbered from First.
 type Generation struct{ First, Count int32 }
-
-// parts are all partitions of a topic, oldest generation first.
-func (l Layout) parts(topic string) iter.Seq[Part] {
-	return func(yield func(Part) bool) {
-		for _, g := range l.Generations {
-			for i := range g.Count {
-				if !yield(Part{Topic: topic, ID: g.First + i}) {
-					return
-				}
-			}
-		}
-	}
-}
 
 // Claim is a partition that a seat came to own.
 type Claim struct {
