@@ -42,6 +42,7 @@ var rules = []rule{
 	{"runtime/catalog/seal", "components/block components/conf components/fault", "it encrypts what a contract carries, whatever the product"},
 	{"runtime/app", "runtime/call components/fault", "the app is a callee like any other"},
 	{"runtime/pubsub", "runtime/app runtime/call runtime/catalog runtime/identity components/block components/fault components/conf", "services decide; edges and backends are others' business"},
+	{"runtime/pubsub/group", "components/block components/fault", "who owns a partition is between the members and a ledger, whatever is in it"},
 	{"runtime/outbox", "runtime/call runtime/catalog runtime/identity runtime/pubsub runtime/state components/block components/fault", "it joins two services so that neither knows the other"},
 	{"runtime/state", "runtime/call runtime/catalog runtime/identity components/block components/fault components/conf", "services decide; edges and backends are others' business"},
 	{"runtime/secret", "runtime/call runtime/catalog runtime/identity components/block components/fault", "services decide; edges and backends are others' business"},
