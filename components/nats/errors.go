@@ -1,6 +1,7 @@
 package nats
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"strings"
@@ -27,6 +28,7 @@ const (
 	codeAtomicDisabled = 10174
 	codeBatchBroken    = 10176
 	codeBatchTooLarge  = 10199
+	codeBatchDuplicate = 10201
 	codeBatchInflight  = 10210
 )
 
@@ -52,18 +54,52 @@ func (e *apiError) full() bool {
 
 // pubAck is the answer to a publish.
 type pubAck struct {
-	Error *apiError `json:"error"`
-	Seq   uint64    `json:"seq"`
+	Error     *apiError `json:"error"`
+	Seq       uint64    `json:"seq"`
+	Duplicate bool      `json:"duplicate"`
 }
 
 // parseAck reads the answer to a publish. nil is success; a nil apiError with an error is an
 // answer nobody understands.
 func parseAck(op fault.Op, m *natsgo.Msg) (*apiError, error) {
+	ack, err := readAck(op, m)
+	return ack.Error, err
+}
+
+// readAck is parseAck for who wants to know all of it.
+func readAck(op fault.Op, m *natsgo.Msg) (pubAck, error) {
+	if seq := plainAck(m.Data); seq != 0 {
+		return pubAck{Seq: seq}, nil
+	}
 	var ack pubAck
 	if err := json.Unmarshal(m.Data, &ack); err != nil || ack.Error == nil && ack.Seq == 0 {
-		return nil, fault.New(op, fault.Internal, "the server answered a publish with %.100q", m.Data).WithSent(fault.SentMaybe)
+		return pubAck{}, fault.New(op, fault.Internal, "the server answered a publish with %.100q", m.Data).WithSent(fault.SentMaybe)
 	}
-	return ack.Error, nil
+	return ack, nil
+}
+
+// plainAck is the sequence in an answer that holds nothing else beside the stream's name, which is
+// nearly every one; 0 for all others.
+func plainAck(data []byte) uint64 {
+	rest, ok := bytes.CutPrefix(data, []byte(`{"stream":"`))
+	if !ok {
+		return 0
+	}
+	for len(rest) > 0 && (plain(rest[0]) && rest[0] != '/') {
+		rest = rest[1:]
+	}
+	rest, ok = bytes.CutPrefix(rest, []byte(`", "seq":`))
+	if !ok || len(rest) < 2 || len(rest) > 20 || rest[len(rest)-1] != '}' {
+		return 0
+	}
+	var seq uint64
+	for _, c := range rest[:len(rest)-1] {
+		if c < '0' || c > '9' {
+			return 0
+		}
+		seq = 10*seq + uint64(c-'0')
+	}
+	return seq
 }
 
 // refusal turns the server's answer into a fault.
@@ -81,6 +117,8 @@ func refusal(op fault.Op, what string, e *apiError) *fault.Error {
 		code = fault.TooLarge
 	case codeTTLDisabled, codeAtomicDisabled:
 		code, hint = fault.Unsupported, "; the stream was created without it, or by a server older than 2.12"
+	case codeBatchDuplicate:
+		code, hint = fault.Exists, "; one of its ids was accepted before"
 	case codeBatchBroken, codeBatchInflight:
 		code, hint = fault.Exhausted, "; too many transactions at once"
 	default:

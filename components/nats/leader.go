@@ -3,6 +3,7 @@ package nats
 import (
 	"context"
 	"encoding/json"
+	"time"
 
 	natsgo "github.com/nats-io/nats.go"
 
@@ -37,6 +38,8 @@ type messageRequest struct {
 	NextFor string `json:"next_by_subj,omitempty"`
 	Batch   int    `json:"batch,omitempty"`     // direct reads only
 	Bytes   int    `json:"max_bytes,omitempty"` // direct reads only
+	// Since stands for the sequence of the first message from a time on.
+	Since *time.Time `json:"start_time,omitempty"`
 }
 
 // leader asks the stream's leader for a message; nil when there is none. Direct reads of a

@@ -12,6 +12,7 @@ import (
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/conf"
 	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/components/nats/embedded"
 )
 
 // LogConfig says where a broker keeps its messages and how long.
@@ -28,6 +29,11 @@ type LogConfig struct {
 	// DedupWindow is how long message ids are remembered: a second message with the same topic
 	// and id is accepted and dropped. Applies when the stream is created.
 	DedupWindow time.Duration `yaml:"dedupWindow" unit:"s"`
+	// Partitions is how many a topic gets that does not exist yet, 1 to 1024.
+	Partitions int `yaml:"partitions"`
+	// SessionTTL is after what silence a member of a group counts as dead and others take over its
+	// partitions.
+	SessionTTL time.Duration `yaml:"sessionTTL" unit:"s"`
 	// AckWait is after what time messages of a consumer that died without a word come back. A
 	// living one keeps its messages as long as its handlers take. Applies when a group is
 	// created on a topic, and when it is next consumed.
@@ -35,12 +41,12 @@ type LogConfig struct {
 }
 
 func defaultLog() LogConfig {
-	return LogConfig{MaxAge: 7 * 24 * time.Hour, MaxBytes: conf.GiB, DedupWindow: 2 * time.Minute, AckWait: 30 * time.Second}
+	return LogConfig{MaxAge: 7 * 24 * time.Hour, MaxBytes: conf.GiB, DedupWindow: 2 * time.Minute, Partitions: 32, SessionTTL: 6 * time.Second, AckWait: 30 * time.Second}
 }
 
 // Validate reports what cannot work.
 func (c *LogConfig) Validate() error {
-	var errs []error
+	errs := c.validateLog()
 	if c.MaxAge != 0 && c.MaxAge < time.Second {
 		errs = append(errs, conf.Bad("maxAge", "must be at least 1s, or 0 for no bound"))
 	}
@@ -83,12 +89,12 @@ func (c *PubSubConfig) Validate() error { return checkReplicas(c.Replicas) }
 
 // NewEmbeddedPubSub opens a broker on the embedded node.
 func NewEmbeddedPubSub(env block.Env, c *EmbeddedPubSubConfig) (block.PubSub, error) {
-	return newPubSub(env, &c.Log, 1, c.Node.dialer(env)), nil
+	return newPubSub(env, &c.Log, 1, embedded.MaxPayload-headersRoom, c.Node.dialer(env)), nil
 }
 
 // NewPubSub opens a broker on a NATS server.
 func NewPubSub(env block.Env, c *PubSubConfig) (block.PubSub, error) {
-	return newPubSub(env, &c.Log, c.Replicas, c.Conn.dialer(env)), nil
+	return newPubSub(env, &c.Log, c.Replicas, 0, c.Conn.dialer(env)), nil
 }
 
 var _ block.PubSub = (*pubsub)(nil)
@@ -105,29 +111,37 @@ type pubsub struct {
 
 	made atomic.Bool // the stream is known to exist
 
-	consumers tally // running Consume calls
+	log       logStreams
+	maxRecord int // bytes; 0: the server decides
+
+	consumers tally // running calls of Consume and LedgerWatch
 }
 
 // headerMsgID is the server's de-duplication header.
 const headerMsgID = "Nats-Msg-Id"
 
-func newPubSub(env block.Env, c *LogConfig, replicas int, dial dialer) *pubsub {
+func newPubSub(env block.Env, c *LogConfig, replicas, maxRecord int, dial dialer) *pubsub {
 	name := c.Stream
 	if name == "" {
 		name = env.Component
 	}
 	name = objectName(name)
-	return &pubsub{conn: newConn(dial, logger(env)), c: *c, replicas: replicas, stream: "MECHA_" + name, prefix: "mecha.pubsub." + name + "."}
+	return &pubsub{conn: newConn(dial, logger(env)), c: *c, replicas: replicas, stream: "MECHA_" + name, prefix: "mecha.pubsub." + name + ".",
+		log: newLogStreams(name), maxRecord: maxRecord}
 }
 
-// Ping checks that the server answers and the stream exists or can be made.
+// Ping checks that the server answers and the streams exist or can be made.
 func (b *pubsub) Ping(ctx context.Context) error {
 	const op fault.Op = "nats.pubsub.Ping"
 	p, err := b.conn.acquire(ctx, op)
 	if err != nil {
 		return err
 	}
-	return b.create(ctx, op, p)
+	if err := b.create(ctx, op, p); err != nil {
+		return err
+	}
+	_, err = b.streams(ctx, op, p)
+	return err
 }
 
 // Close ends running Consume calls, which give back what is unanswered, then the connection.

@@ -201,8 +201,10 @@ type found struct {
 }
 
 // keyOf is the key of a subject; nil when it is not one we could have written.
-func (s *state) keyOf(subject string) *string {
-	text, ok := strings.CutPrefix(subject, s.prefix)
+func (s *state) keyOf(subject string) *string { return keyOf(s.prefix, subject) }
+
+func keyOf(prefix, subject string) *string {
+	text, ok := strings.CutPrefix(subject, prefix)
 	if !ok {
 		return nil
 	}

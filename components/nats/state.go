@@ -505,7 +505,7 @@ func (s *state) create(ctx context.Context, op fault.Op, p *period) error {
 		Duplicates: time.Second, // ids are not used here: remember none
 	}
 	bounded(&want, s.maxBytes)
-	got, err := makeStream(ctx, p, want, func(have *jetstream.StreamConfig) bool {
+	info, err := makeStream(ctx, p, want, func(have *jetstream.StreamConfig) bool {
 		fine := have.AllowDirect && have.AllowMsgTTL && have.AllowAtomicPublish && have.MaxMsgsPerSubject > 0
 		have.AllowDirect, have.AllowMsgTTL, have.AllowAtomicPublish = true, true, true
 		if have.MaxMsgsPerSubject <= 0 {
@@ -516,6 +516,7 @@ func (s *state) create(ctx context.Context, op fault.Op, p *period) error {
 	if err != nil {
 		return adminError(op, "bucket "+s.stream, err)
 	}
+	got := &info.Config
 	if !got.AllowDirect {
 		return fault.New(op, fault.Unsupported, "bucket %s does not allow direct reads and cannot be changed; allow them or use another bucket", s.stream)
 	}

@@ -9,10 +9,10 @@ import (
 	"github.com/mecha-project/mecha/components/fault"
 )
 
-// makeStream returns the configuration of the stream, made as wanted if it does not exist.
+// makeStream returns what is known of the stream, made as wanted if it does not exist.
 // For an existing one, fit says whether it will do and changes what must be changed; if the
 // server refuses that, the stream stays as it is.
-func makeStream(ctx context.Context, p *period, want jetstream.StreamConfig, fit func(*jetstream.StreamConfig) bool) (*jetstream.StreamConfig, error) {
+func makeStream(ctx context.Context, p *period, want jetstream.StreamConfig, fit func(*jetstream.StreamConfig) bool) (*jetstream.StreamInfo, error) {
 	have, err := p.js.Stream(ctx, want.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		have, err = p.js.CreateStream(ctx, want)
@@ -23,15 +23,15 @@ func makeStream(ctx context.Context, p *period, want jetstream.StreamConfig, fit
 	if err != nil {
 		return nil, err
 	}
-	cfg := have.CachedInfo().Config
-	found := cfg
+	found := have.CachedInfo()
+	cfg := found.Config
 	if fit(&cfg) {
-		return &found, nil
+		return found, nil
 	}
 	if changed, err := p.js.UpdateStream(ctx, cfg); err == nil {
-		found = changed.CachedInfo().Config
+		found = changed.CachedInfo()
 	}
-	return &found, nil
+	return found, nil
 }
 
 // closeWithin closes the connection, and lets the work of it end as long as ctx lasts.

@@ -95,12 +95,26 @@ func (s *state) batch(ctx context.Context, op fault.Op, ops []block.StateOp) (ms
 	return msgs, conditional, nil
 }
 
-// commit sends the batch. Only the last message asks for an answer.
+// commit sends the batch.
 func (s *state) commit(ctx context.Context, op fault.Op, msgs []*natsgo.Msg) (*apiError, error) {
 	p, err := s.conn.acquire(ctx, op)
 	if err != nil {
 		return nil, err
 	}
+	answer, err := p.commit(ctx, op, msgs)
+	if err != nil {
+		return nil, err
+	}
+	if nobody(answer) {
+		s.made.Store(nil) // the bucket was removed: the next call makes it
+		return nil, fault.New(op, fault.Unavailable, "bucket %s does not answer", s.stream).WithSent(fault.SentNever)
+	}
+	return parseAck(op, answer)
+}
+
+// commit sends messages as one atomic batch. Only the last one asks for an answer, which is
+// returned. All must have headers.
+func (p *period) commit(ctx context.Context, op fault.Op, msgs []*natsgo.Msg) (*natsgo.Msg, error) {
 	id := []string{rand.Text()}
 	last := len(msgs) - 1
 	for i, m := range msgs {
@@ -119,11 +133,7 @@ func (s *state) commit(ctx context.Context, op fault.Op, msgs []*natsgo.Msg) (*a
 	if err != nil {
 		return nil, err
 	}
-	if nobody(answers[0]) {
-		s.made.Store(nil) // the bucket was removed: the next call makes it
-		return nil, fault.New(op, fault.Unavailable, "bucket %s does not answer", s.stream).WithSent(fault.SentNever)
-	}
-	return parseAck(op, answers[0])
+	return answers[0], nil
 }
 
 // check reads the keys of conditional operations before the batch is sent. The server would

@@ -215,7 +215,7 @@ func (w *watch) open(ctx context.Context, p *period) (*round, error) {
 		Config jetstream.ConsumerConfig `json:"config"`
 		Action string                   `json:"action"`
 	}{w.s.stream, config, "create"}
-	made, err := request[jetstream.ConsumerInfo](ctx, p, "$JS.API.CONSUMER.CREATE."+w.s.stream+"."+r.name+"."+w.filter, body)
+	made, err := request[jetstream.ConsumerInfo](ctx, p, opWatch, "$JS.API.CONSUMER.CREATE."+w.s.stream+"."+r.name+"."+w.filter, body)
 	if err != nil {
 		return r, err
 	}
@@ -233,19 +233,19 @@ const (
 )
 
 func (s *state) streamInfo(ctx context.Context, p *period) (*jetstream.StreamInfo, error) {
-	return request[jetstream.StreamInfo](ctx, p, "$JS.API.STREAM.INFO."+s.stream, nil)
+	return request[jetstream.StreamInfo](ctx, p, opWatch, "$JS.API.STREAM.INFO."+s.stream, nil)
 }
 
 // request is a request to the server's interface.
-func request[T any](ctx context.Context, p *period, subject string, about any) (*T, error) {
+func request[T any](ctx context.Context, p *period, op fault.Op, subject string, about any) (*T, error) {
 	var body []byte
 	if about != nil {
 		var err error
 		if body, err = json.Marshal(about); err != nil {
-			return nil, fault.Wrap(opWatch, fault.Internal, err)
+			return nil, fault.Wrap(op, fault.Internal, err)
 		}
 	}
-	answers, err := p.ask(ctx, opWatch, &natsgo.Msg{Subject: subject, Data: body})
+	answers, err := p.ask(ctx, op, &natsgo.Msg{Subject: subject, Data: body})
 	if err != nil {
 		return nil, err
 	}
@@ -255,11 +255,11 @@ func request[T any](ctx context.Context, p *period, subject string, about any) (
 	answer := new(T)
 	for _, into := range []any{&failed, answer} {
 		if err := json.Unmarshal(answers[0].Data, into); err != nil {
-			return nil, fault.New(opWatch, fault.Unavailable, "the server answers %s with %.100q", subject, answers[0].Data).Because(err)
+			return nil, fault.New(op, fault.Unavailable, "the server answers %s with %.100q", subject, answers[0].Data).Because(err)
 		}
 	}
 	if failed.Error != nil {
-		return nil, refusal(opWatch, "watch", failed.Error)
+		return nil, refusal(op, "request "+subject, failed.Error)
 	}
 	return answer, nil
 }
@@ -275,7 +275,7 @@ func (r *round) guard(ctx context.Context) {
 			return
 		}
 		short, cancel := context.WithTimeout(ctx, watchStale)
-		info, err := request[jetstream.ConsumerInfo](short, r.p, "$JS.API.CONSUMER.INFO."+r.w.s.stream+"."+r.name, nil)
+		info, err := request[jetstream.ConsumerInfo](short, r.p, opWatch, "$JS.API.CONSUMER.INFO."+r.w.s.stream+"."+r.name, nil)
 		var stream *jetstream.StreamInfo
 		if err == nil {
 			stream, err = r.w.s.streamInfo(short, r.p)

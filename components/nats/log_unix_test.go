@@ -1,0 +1,227 @@
+//go:build unix
+
+package nats_test
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/fault"
+)
+
+// Nothing acknowledged is lost when the node is killed while records are appended and read, and a
+// reader goes on by itself without a gap and without a repetition.
+func TestKilledNodeLosesNoRecords(t *testing.T) {
+	dir := nodeDir(t)
+	l := embeddedLog(t, dir, "pubsub")
+	defer l.Close(context.Background())
+	other := embeddedLog(t, dir, "pubsub") // reads over its own connection
+	defer other.Close(context.Background())
+	if err := l.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const partitions = 3
+	stop := make(chan struct{})
+	running := func() bool {
+		select {
+		case <-stop:
+			return false
+		default:
+			return true
+		}
+	}
+	acked := make([]map[string]uint64, partitions) // position of each record known to be stored
+	last := make([]string, partitions)
+	var writing sync.WaitGroup
+	for p := range partitions {
+		acked[p] = map[string]uint64{}
+		writing.Go(func() {
+			for n := 0; running(); n += 5 {
+				batch := make([]block.LogRecord, 5)
+				for i := range batch {
+					batch[i] = rec("t", int32(p), strconv.Itoa(n+i))
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), patience)
+				for i, res := range l.Append(ctx, batch) {
+					switch {
+					case res.Err == nil:
+						acked[p][string(batch[i].Data)] = res.Position
+						last[p] = string(batch[i].Data)
+					case fault.Of(res.Err) != fault.Unavailable:
+						t.Errorf("Append: %v (%v), want success or unavailable", res.Err, fault.Of(res.Err))
+					}
+				}
+				cancel()
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	var reading sync.WaitGroup
+	got := make([][]block.LogRecord, partitions)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for p := range partitions {
+		r := reader(t, other, "t", int32(p), 0, block.ReadOptions{Messages: 16})
+		reading.Go(func() {
+			for {
+				recs, err := r.Next(ctx, 7, 1<<20)
+				if err != nil {
+					t.Errorf("Next of partition %d: %v", p, err)
+					return
+				}
+				got[p] = append(got[p], recs...)
+				if string(recs[len(recs)-1].Data) == "end" {
+					return
+				}
+			}
+		})
+	}
+	for range 4 {
+		time.Sleep(250 * time.Millisecond)
+		killNode(t, dir)
+	}
+	time.Sleep(250 * time.Millisecond)
+	close(stop)
+	writing.Wait()
+	killNode(t, dir)
+	for p := range partitions {
+		waitFor(t, "the last record", func() bool {
+			return l.Append(t.Context(), []block.LogRecord{rec("t", int32(p), "end")})[0].Err == nil
+		})
+	}
+	reading.Wait()
+	for p := range partitions {
+		seen := map[string]uint64{}
+		var before uint64
+		for _, r := range got[p] {
+			if r.Position <= before {
+				t.Fatalf("partition %d: position %d came after %d", p, r.Position, before)
+			}
+			before = r.Position
+			seen[string(r.Data)] = r.Position
+		}
+		if len(acked[p]) < 100 {
+			t.Errorf("partition %d: only %d records were acknowledged", p, len(acked[p]))
+		}
+		for data, at := range acked[p] {
+			if seen[data] != at {
+				t.Errorf("partition %d: record %s was acknowledged at %d and read at %d", p, data, at, seen[data])
+			}
+		}
+		// What another reader finds is the same.
+		all := read(t, reader(t, l, "t", int32(p), 0, block.ReadOptions{}), len(got[p]))
+		for i, r := range all {
+			if r.Position != got[p][i].Position || string(r.Data) != string(got[p][i].Data) {
+				t.Fatalf("partition %d: record %d was read as %s at %d, and is %s at %d", p, i, got[p][i].Data, got[p][i].Position, r.Data, r.Position)
+			}
+		}
+	}
+}
+
+// Of several who count up one ledger entry, each success is one step, whatever is killed meanwhile.
+func TestKilledNodeKeepsLedger(t *testing.T) {
+	dir := nodeDir(t)
+	key := block.LedgerKey("group", "owner")
+	stop := make(chan struct{})
+	running := func() bool {
+		select {
+		case <-stop:
+			return false
+		default:
+			return true
+		}
+	}
+	var mu sync.Mutex
+	winners := map[uint64]string{} // by revision, what its writer wrote
+	var writing, watching sync.WaitGroup
+	for w := range 3 {
+		l := embeddedLog(t, dir, "pubsub")
+		defer l.Close(context.Background())
+		writing.Go(func() {
+			for n := 0; running(); n++ {
+				ctx, cancel := context.WithTimeout(context.Background(), patience)
+				e, err := l.LedgerGet(ctx, key)
+				if err == nil {
+					value := fmt.Sprintf("%d/%d", w, n)
+					res := l.LedgerPut(ctx, []block.LedgerWrite{{Key: key, Value: []byte(value), Revision: e.Revision}})[0]
+					mu.Lock()
+					if res.Err == nil {
+						if was, taken := winners[res.Revision]; taken || res.Revision <= e.Revision {
+							t.Errorf("revision %d on top of %d was given to %s, and before to %q", res.Revision, e.Revision, value, was)
+						}
+						winners[res.Revision] = value
+					} else if c := fault.Of(res.Err); c != fault.Conflict && c != fault.Unavailable {
+						t.Errorf("LedgerPut: %v (%v)", res.Err, c)
+					}
+					mu.Unlock()
+				}
+				cancel()
+			}
+		})
+	}
+	l := embeddedLog(t, dir, "pubsub")
+	defer l.Close(context.Background())
+	var told struct {
+		sync.Mutex
+		resets int
+		now    block.LedgerEntry
+	}
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	watching.Go(func() {
+		err := l.LedgerWatch(ctx, block.LedgerPrefix("group"), func(entries []block.LedgerEntry, reset bool) {
+			told.Lock()
+			defer told.Unlock()
+			if reset {
+				told.resets++
+				told.now = block.LedgerEntry{}
+			}
+			for _, e := range entries {
+				if e.Revision <= told.now.Revision {
+					t.Errorf("revision %d was told after %d", e.Revision, told.now.Revision)
+				}
+				told.now = e
+			}
+		})
+		if fault.Of(err) != fault.Canceled {
+			t.Errorf("LedgerWatch: %v", err)
+		}
+	})
+	for range 4 {
+		time.Sleep(200 * time.Millisecond)
+		killNode(t, dir)
+	}
+	time.Sleep(200 * time.Millisecond)
+	close(stop)
+	writing.Wait()
+	var now block.LedgerEntry
+	waitFor(t, "the watch to be told of the last write", func() bool {
+		e, err := l.LedgerGet(t.Context(), key)
+		told.Lock()
+		defer told.Unlock()
+		now = e
+		return err == nil && e.Revision != 0 && e.Revision == told.now.Revision && string(e.Value) == string(told.now.Value)
+	})
+	end()
+	watching.Wait()
+	mu.Lock()
+	defer mu.Unlock()
+	told.Lock()
+	defer told.Unlock()
+	for revision := range winners {
+		if revision > now.Revision {
+			t.Errorf("revision %d was acknowledged and the entry is at %d", revision, now.Revision)
+		}
+	}
+	if was, mine := winners[now.Revision]; mine && was != string(now.Value) {
+		t.Errorf("the entry is %q, and %q was acknowledged at its revision", now.Value, was)
+	}
+	if len(winners) < 20 || told.resets < 2 {
+		t.Errorf("%d writes were acknowledged and the watch began %d times; want more", len(winners), told.resets)
+	}
+}
