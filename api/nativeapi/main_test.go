@@ -2,7 +2,9 @@ package nativeapi_test
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"os"
 	"testing"
 	"time"
 
@@ -20,7 +22,16 @@ import (
 	"github.com/mecha-project/mecha/test/fakeengine"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if target := os.Getenv(consumeEnv); target != "" {
+		if err := consumeAll(context.Background(), target); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // serve answers mecha.v1.Messaging as a sidecar does, through its own gRPC edge, and dials it.
 func serve(t testing.TB, m nativeapi.Messaging, maxMessage int) mechav1.MessagingClient {

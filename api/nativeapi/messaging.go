@@ -21,7 +21,8 @@ import (
 // NoTopic as elsewhere, and those of the methods below.
 type Messaging interface {
 	// OpenPublisher checks what can be checked and prepares to publish to a topic. ctx is that of the
-	// stream: when it ends, what is under way may be given up.
+	// stream: when it ends, what is under way may be given up. A producer is no error where the broker
+	// lacks Deduplication; PublishInfo tells.
 	OpenPublisher(ctx context.Context, component string, o engine.PublishOptions) (Publisher, engine.PublishInfo, error)
 	// OpenConsumer checks what can be checked; it joins no group yet, Consumer.Run does. tell is
 	// called while Run runs and not after: by any goroutine, also with locks held, for it neither
@@ -57,8 +58,9 @@ type Publisher interface {
 	//
 	// Receipt.Err: fault.Conflict (preceding_failed); fault.TooLarge; fault.Invalid
 	// (no_such_partition); fault.Unsupported (missing_capability) for DeliverAt, Atomic and the
-	// like where the broker lacks it; ctx's error when it ended. A batch that is sent again with the
-	// same Seq goes to the same partitions.
+	// like where the broker lacks it; ctx's error when it ended. An entry whose ID is set is known by it,
+	// others by the producer and their number: sent again, also to another Publisher, they go to the
+	// same partition.
 	Publish(ctx context.Context, b engine.Batch, done func([]engine.Receipt))
 	// Resume lets messages of the key, or of the partition, through again, behind those that
 	// Publish took before.

@@ -111,8 +111,6 @@ func TestPublishRefuses(t *testing.T) {
 		{"too many entries", []*mechav1.PublishFrame{good, batch(&mechav1.PublishBatch{Entries: make([]*mechav1.PublishEntry, 4097)})}, codes.InvalidArgument, "BAD_ENTRY"},
 		{"sequence of nobody", []*mechav1.PublishFrame{good, batch(&mechav1.PublishBatch{Sequence: 1, Entries: []*mechav1.PublishEntry{entry("", "x")}})}, codes.InvalidArgument, "BAD_OPTION"},
 		{"no sequence", []*mechav1.PublishFrame{open(&mechav1.PublishOpen{PubsubName: "pubsub", Topic: "orders", ProducerId: "p"}), with(entry("", "x"))}, codes.InvalidArgument, "BAD_OPTION"},
-		{"two names for one", []*mechav1.PublishFrame{open(&mechav1.PublishOpen{PubsubName: "pubsub", Topic: "orders", ProducerId: "p"}),
-			batch(&mechav1.PublishBatch{Sequence: 1, Entries: []*mechav1.PublishEntry{{DedupId: "d"}}})}, codes.InvalidArgument, "BAD_ENTRY"},
 		{"partition", []*mechav1.PublishFrame{good, with(&mechav1.PublishEntry{Partition: &huge})}, codes.InvalidArgument, "NO_SUCH_PARTITION"},
 		{"ttl", []*mechav1.PublishFrame{good, with(&mechav1.PublishEntry{Ttl: durationpb.New(-1)})}, codes.InvalidArgument, "BAD_ENTRY"},
 		{"ttl out of range", []*mechav1.PublishFrame{good, with(&mechav1.PublishEntry{Ttl: &durationpb.Duration{Seconds: 1 << 60}})}, codes.InvalidArgument, "BAD_ENTRY"},

@@ -221,9 +221,6 @@ func (p *publishing) entry(i int, in *mechav1.PublishEntry) (engine.Entry, error
 			return out, invalid(badEntry, "entries[%d].ttl is %v; leave it out for a message that does not expire", i, out.TTL)
 		}
 	}
-	if p.producer && out.ID != "" {
-		return out, invalid(badEntry, "entries[%d].dedup_id: with producer_id the sequence number says which message it is", i)
-	}
 	return out, nil
 }
 

@@ -38,7 +38,6 @@ type Engine struct {
 	groups map[string]*members
 }
 
-// Of is what a component is refused with that the fake does not have.
 const (
 	// Forbidden is a topic that nobody may use.
 	Forbidden = "forbidden"
@@ -155,7 +154,7 @@ func (p *publisher) Publish(_ context.Context, b engine.Batch, done func([]engin
 		}
 		out := make([]engine.Receipt, len(b.Entries))
 		for i, n := range b.Entries {
-			if b.Seq != 0 {
+			if b.Seq != 0 && n.ID == "" {
 				n.ID = fmt.Sprintf("%s/%d", p.o.Producer, b.Seq+uint64(i))
 			}
 			if out[i] = p.one(n); out[i].Err != nil && p.o.Ordering != engine.OrderNone && fault.ReasonOf(out[i].Err) != fault.PrecedingFailed {

@@ -758,8 +758,8 @@ type PublishEntry struct {
 	DeliverAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=deliver_at,json=deliverAt,proto3" json:"deliver_at,omitempty"`
 	// How long it is worth keeping. Absent: as long as the broker keeps others.
 	Ttl *durationpb.Duration `protobuf:"bytes,6,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	// Of several messages with the same one within the broker's window one is taken. Not with
-	// producer_id.
+	// Of several messages with the same one within the broker's window one is taken; it stands in for the
+	// producer's sequence number. Empty: none.
 	DedupId       string `protobuf:"bytes,7,opt,name=dedup_id,json=dedupId,proto3" json:"dedup_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -282,7 +282,7 @@ type Batch struct {
 	Entries []Entry
 	Atomic  bool // all or none
 	// Seq is the sequence number of the first entry, each further one has the next; 0 without a
-	// producer.
+	// producer. An entry with an ID of its own is known by that instead.
 	Seq uint64
 }
 
