@@ -24,6 +24,8 @@ type Server struct {
 	State State
 	Lock  Lock
 	Cache Cache
+	// Messaging may be nil: then there is no such service.
+	Messaging Messaging
 }
 
 // Register adds the services to an edge.
@@ -31,6 +33,9 @@ func (s *Server) Register(to grpc.ServiceRegistrar) {
 	mechav1.RegisterStateServer(to, &stateServer{s: s.State})
 	mechav1.RegisterLockServer(to, &lockServer{s: s.Lock})
 	mechav1.RegisterCacheServer(to, &cacheServer{s: s.Cache})
+	if s.Messaging != nil {
+		mechav1.RegisterMessagingServer(to, &messagingServer{s: s.Messaging})
+	}
 }
 
 // duration reads a time of a request; an absent one is 0.

@@ -59,7 +59,7 @@ var rules = []rule{
 	{"api/wire", "", "what both multiplexed wires need and none of their frames"},
 	{"api/h2", "api/wire runtime/call components/fault", "a wire carries requests and knows no API"},
 	{"api/link", "api/wire components/fault", "a wire carries bytes and knows no API"},
-	{"api/nativeapi", "api/apierr api/mecha/v1 runtime/cache runtime/state components/block components/fault", "it gives the services the form of the stubs; gRPC and HTTP carry them"},
+	{"api/nativeapi", "api/apierr api/mecha/v1 runtime/cache runtime/pubsub/engine runtime/state components/block components/fault", "it gives the services the form of the stubs; gRPC and HTTP carry them"},
 	{"api/adminapi", "runtime/telemetry components/fault", "the admin ports show what they are handed"},
 	{"api/httpapi/middleware", "api/httpapi api/apierr runtime/call components/conf components/fault", "middleware is part of the HTTP edge"},
 	{"api/*", "api/apierr api/h1 api/h2 api/link runtime/call runtime/about runtime/app runtime/binding runtime/config runtime/crypto runtime/invoke runtime/pubsub runtime/state components/block components/fault", "edges translate: they use the services' request types, never each other, a backend, policy or the catalog"},

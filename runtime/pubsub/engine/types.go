@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/pubsub/group"
 	"github.com/mecha-project/mecha/runtime/pubsub/lane"
 )
@@ -222,3 +223,120 @@ type PublishOptions struct {
 	// partition, until ResumeKey.
 	Ordering Ordering
 }
+
+// Capability is something that not every broker can do. The numbers are those of the native API.
+type Capability uint8
+
+// The capabilities.
+const (
+	Deduplication Capability = 1 + iota // Batch.Seq with PublishOptions.Producer, and Message.ID, are honoured
+	Delay                               // Entry.DeliverAt is honoured
+	TTL                                 // Message.TTL is honoured by the broker
+	Atomic                              // Batch.Atomic is possible
+	Seek                                // Control.Seek and a reset of a group
+	Manual                              // ConsumeOptions.Manual
+	Epochs                              // every owner of a partition has a greater epoch than all before
+	Park                                // RemedyPark
+	Resize                              // a topic can get another number of partitions
+)
+
+// TopicSize is how many partitions a topic has, those of its current generation.
+type TopicSize struct {
+	Topic      string
+	Partitions int
+}
+
+// ConsumeInfo is what a consumer knows of itself as soon as it is open.
+type ConsumeInfo struct {
+	Member         string // ConsumeOptions.Instance, or the name that was made up
+	Group          string
+	Capabilities   []Capability
+	SessionTTL     time.Duration // 0: the broker does not tell
+	Limits         Limits        // those that hold
+	HandlerTimeout time.Duration // 0: for ever
+	RevokeTimeout  time.Duration
+	Topics         []TopicSize
+}
+
+// PublishInfo is what a publisher knows of its topic as soon as it is open.
+type PublishInfo struct {
+	Capabilities []Capability
+	Partitions   int
+	Hash         string        // how keys are mapped to partitions
+	Dedup        time.Duration // how long producers' numbers are remembered; 0: not at all
+	MaxMessage   int           // of Data, in bytes; 0: no bound is known
+}
+
+// Batch is what a publisher is handed at once. Its receipts are in the order of Entries.
+type Batch struct {
+	Entries []Entry
+	Atomic  bool // all or none
+	// Seq is the sequence number of the first entry, each further one has the next; 0 without a
+	// producer. An entry with an ID of its own is known by that instead.
+	Seq uint64
+}
+
+// TopicInfo is how a topic is divided and what it holds.
+type TopicInfo struct {
+	Layout       group.Layout
+	Partitions   []PartBounds
+	Capabilities []Capability
+	Hash         string
+}
+
+// PartBounds is what a partition holds, as block.LogBounds.
+type PartBounds struct {
+	ID int32
+	block.LogBounds
+}
+
+// GroupInfo is who is in a group, and how far it is with a topic.
+type GroupInfo struct {
+	Members    []MemberInfo
+	Partitions []GroupPart
+}
+
+// MemberInfo is a member of a group.
+type MemberInfo struct {
+	Name    string
+	Leaving bool
+}
+
+// GroupPart is how far a group is with a partition.
+type GroupPart struct {
+	ID         int32
+	Owner      string // empty: none
+	Epoch      uint64
+	Committed  uint64
+	End        uint64
+	Lag        uint64
+	ParkedKeys int
+}
+
+// Parked is the messages of a key that a group has set aside.
+type Parked struct {
+	ID       int32 // of the partition
+	Key      string
+	Messages int
+	First    uint64 // position of the first of them
+	Since    time.Time
+	Reason   string // what the app said of the first
+}
+
+// Reasons of faults that a consumer or a publisher is answered with.
+const (
+	// NotAssigned: the consumer does not own the partition and did not lose it either.
+	NotAssigned fault.Reason = "not_assigned"
+	// NotDelivered: the message is not at the app under this epoch.
+	NotDelivered fault.Reason = "not_delivered"
+	// StaleEpoch: the partition was lost, or revoked, since the epoch given.
+	StaleEpoch fault.Reason = "stale_epoch"
+	// NoRevoking: there is no such assignment to answer.
+	NoRevoking fault.Reason = "no_revoking"
+	// NoSuchPartition: the topic has none of that number.
+	NoSuchPartition fault.Reason = "no_such_partition"
+	// NotParked: nothing is parked under the key.
+	NotParked fault.Reason = "not_parked"
+	// BadPartitions: the broker cannot have that number of partitions.
+	BadPartitions fault.Reason = "bad_partitions"
+)
