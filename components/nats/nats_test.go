@@ -68,7 +68,7 @@ func embeddedState(t testing.TB, dir, component string, items ...string) block.S
 	return s
 }
 
-func embeddedPubSub(t testing.TB, dir, component string, items ...string) block.PubSub {
+func embeddedPubSub(t testing.TB, dir, component string, items ...string) block.Queue {
 	t.Helper()
 	c := nats.DefaultEmbeddedPubSubConfig()
 	decode(t, c, append([]string{"dataDir", dir, "linger", "200ms"}, items...)...)
@@ -76,7 +76,7 @@ func embeddedPubSub(t testing.TB, dir, component string, items ...string) block.
 	if err != nil {
 		t.Fatalf("NewEmbeddedPubSub: %v", err)
 	}
-	return p
+	return p.(block.Queue)
 }
 
 func decode(t testing.TB, into any, items ...string) {
@@ -115,7 +115,7 @@ func serverState(t testing.TB, url, component string, items ...string) block.Sta
 	return s
 }
 
-func serverPubSub(t testing.TB, url, component string, items ...string) block.PubSub {
+func serverPubSub(t testing.TB, url, component string, items ...string) block.Queue {
 	t.Helper()
 	c := nats.DefaultPubSubConfig()
 	decode(t, c, append([]string{"natsURL", url}, items...)...)
@@ -123,7 +123,7 @@ func serverPubSub(t testing.TB, url, component string, items ...string) block.Pu
 	if err != nil {
 		t.Fatalf("NewPubSub: %v", err)
 	}
-	return p
+	return p.(block.Queue)
 }
 
 func TestEmbeddedState(t *testing.T) {
@@ -133,8 +133,8 @@ func TestEmbeddedState(t *testing.T) {
 
 func TestEmbeddedPubSub(t *testing.T) {
 	dir := nodeDir(t)
-	blocktest.Queue(t, func(t *testing.T) func() block.PubSub {
-		return func() block.PubSub { return embeddedPubSub(t, dir, "pubsub") }
+	blocktest.Queue(t, func(t *testing.T) func() block.Queue {
+		return func() block.Queue { return embeddedPubSub(t, dir, "pubsub") }
 	})
 }
 
@@ -145,8 +145,8 @@ func TestServerState(t *testing.T) {
 
 func TestServerPubSub(t *testing.T) {
 	url := startServer(t).ClientURL()
-	blocktest.Queue(t, func(t *testing.T) func() block.PubSub {
-		return func() block.PubSub { return serverPubSub(t, url, "pubsub") }
+	blocktest.Queue(t, func(t *testing.T) func() block.Queue {
+		return func() block.Queue { return serverPubSub(t, url, "pubsub") }
 	})
 }
 

@@ -1,0 +1,4 @@
+package nats
+
+// Closed implements block.Log.
+func (b *pubsub) Closed() <-chan struct{} { return b.conn.life.Done() }
