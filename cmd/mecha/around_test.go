@@ -22,6 +22,7 @@ var ways = map[string]string{
 	"runtime/invoke attempt.go mirror Invoke":         "a call of its own, from the beginning",
 	"runtime/invoke invoke.go ownApp Invoke":          "between Next and Ended of a call that arrived",
 	"runtime/pubsub deliver.go exchange Invoke":       "inside the call.Do of a delivery",
+	"runtime/pubsub consumer.go runQueue Consume":     "inside the lasting call of a subscription",
 	"runtime/pubsub consumer.go once Deliver":         "inside the call.Do of a delivery",
 	"runtime/pubsub batch.go onceBatch DeliverBulk":   "inside the call.Do of a delivery",
 	"runtime/config update.go post Invoke":            "inside the call.Do of an update",

@@ -98,7 +98,7 @@ func (e *edges) Servers(s *host.Services) ([]host.Server, error) {
 	}
 	obs := &serverObserver{metrics: e.metrics, api: telemetry.NewAPILog(apiLog, logging), grpc: telemetry.NewAPILog(telemetry.Scope(e.log, "dapr.runtime.grpc.api-info"), logging)}
 
-	native := &nativeapi.Server{State: s.State, Lock: s.Lock, Cache: s.Cache}
+	native := &nativeapi.Server{State: s.State, Lock: s.Lock, Cache: s.Cache, Messaging: messaging{s.PubSub}}
 	web := httpapi.New(httpapi.Options{Native: native.Register, AppID: e.set.AppID, Token: e.set.APIToken.Reveal(), MaxBody: int64(e.set.MaxBodySize), MaxHeader: e.maxHeader(),
 		Origins: splitList(e.set.AllowedOrigins), Allow: e.httpRules(), Pipeline: e.middleware.api(e.config.HTTPPipeline), H2C: !e.set.HTTPDisableH2C,
 		Invoke: s.Invoke, State: s.State, PubSub: s.PubSub, Secret: s.Secret, Lock: s.Lock, Config: s.Config, Crypto: s.Crypto, Binding: s.Binding, About: s.About, Observe: obs, Tracing: e.tracing, Log: telemetry.Scope(e.log, "dapr.runtime.http")})

@@ -26,21 +26,23 @@ type Consumer struct {
 	log  *slog.Logger
 
 	mu          sync.Mutex
-	e           *Engine         // guarded by mu; set by Run
-	seat        seat            // guarded by mu; set by Run
-	owned       map[Part]*owned // guarded by mu
-	ready       []*owned        // guarded by mu; may have something to deliver
-	starved     []*owned        // guarded by mu; have something, which did not fit
-	news        []Event         // guarded by mu; to be told before anything is delivered
-	assignment  uint64          // guarded by mu
-	view        group.View      // guarded by mu
-	doubt       bool            // guarded by mu; a heartbeat is late
-	credit      credit          // guarded by mu; of all partitions
-	concurrency int             // guarded by mu
-	inFlight    int             // guarded by mu; messages at the app
-	bytes       int             // guarded by mu; of them
-	closing     bool            // guarded by mu; Close was called, or Run ends
-	hurry       bool            // guarded by mu; nothing is waited for any more
+	e           *Engine           // guarded by mu; set by Run
+	seat        seat              // guarded by mu; set by Run
+	owned       map[Part]*owned   // guarded by mu
+	ready       []*owned          // guarded by mu; may have something to deliver
+	starved     []*owned          // guarded by mu; have something, which did not fit
+	news        []Event           // guarded by mu; to be told before anything is delivered
+	assignment  uint64            // guarded by mu
+	revocations map[uint64][]Part // guarded by mu; what each Revoking asked for
+	past        map[Part]uint64   // guarded by mu; last epoch of partitions that were the app's
+	view        group.View        // guarded by mu
+	doubt       bool              // guarded by mu; a heartbeat is late
+	credit      credit            // guarded by mu; of all partitions
+	concurrency int               // guarded by mu
+	inFlight    int               // guarded by mu; messages at the app
+	bytes       int               // guarded by mu; of them
+	closing     bool              // guarded by mu; Close was called, or Run ends
+	hurry       bool              // guarded by mu; nothing is waited for any more
 
 	wake   chan struct{}   // one slot: the dispatcher has something to do
 	dirty  chan struct{}   // one slot: there is something to commit
@@ -93,7 +95,7 @@ func NewConsumer(o ConsumeOptions, log *slog.Logger) (*Consumer, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	return &Consumer{opts: o, log: log, owned: map[Part]*owned{}, concurrency: o.Limits.Concurrency,
+	return &Consumer{opts: o, log: log, owned: map[Part]*owned{}, revocations: map[uint64][]Part{}, past: map[Part]uint64{}, concurrency: o.Limits.Concurrency,
 		wake: make(chan struct{}, 1), dirty: make(chan struct{}, 1), urgent: make(chan struct{}, 1), copies: make(chan struct{}, 1), leave: make(chan struct{}),
 		seated: make(chan struct{}), ended: make(chan string, 1), layout: make(chan struct{}, 1)}, nil
 }
@@ -292,7 +294,7 @@ func (c *Consumer) dispatch(ctx context.Context, s seat, tell func(Event) error)
 			depart(true)
 		case why := <-c.ended:
 			if err == nil {
-				err = fault.New("pubsub.Consume", fault.Conflict, "%s", why).With(fault.Fenced)
+				err = fault.New("pubsub.Consume", fault.Conflict, "%s", why).With(InstanceReplaced)
 			}
 			depart(true)
 		case <-left:
@@ -449,9 +451,9 @@ func (c *Consumer) Credit(messages, bytes int, part *Part) error {
 		c.poke()
 		return nil
 	}
-	o := c.owned[*part]
-	if o == nil {
-		return notOwned(op, *part)
+	o, err := c.present(op, *part)
+	if err != nil {
+		return err
 	}
 	o.credited = true
 	grant(&o.credit)
@@ -459,24 +461,35 @@ func (c *Consumer) Credit(messages, bytes int, part *Part) error {
 	return nil
 }
 
-func notOwned(op fault.Op, p Part) error {
-	return fault.New(op, fault.Conflict, "partition %s is not owned by this consumer", p).With(fault.Fenced)
+// present is a partition that the app owns. mu is held.
+func (c *Consumer) present(op fault.Op, p Part) (*owned, error) {
+	switch o := c.owned[p]; {
+	case o != nil && o.told:
+		return o, nil
+	case c.past[p] > 0:
+		return nil, fault.New(op, fault.Conflict, "partition %s was lost or given back", p).With(StaleEpoch)
+	}
+	return nil, fault.New(op, fault.Invalid, "partition %s is not assigned to this consumer", p).With(NotAssigned)
 }
 
-// mine is an owned partition in an epoch. mu is held.
+// mine is a partition that the app owns in an epoch. mu is held.
 func (c *Consumer) mine(op fault.Op, p Part, epoch uint64) (*owned, error) {
 	o := c.owned[p]
-	if o == nil {
-		return nil, notOwned(op, p)
+	switch {
+	case o != nil && o.told && o.epoch == epoch:
+		return o, nil
+	case epoch <= c.past[p] && epoch > 0, o != nil && o.told && epoch < o.epoch:
+		return nil, fault.New(op, fault.Conflict, "epoch %d of partition %s is over: the partition was lost or given back", epoch, p).With(StaleEpoch)
 	}
-	if o.epoch != epoch {
-		return nil, fault.New(op, fault.Conflict, "partition %s is in epoch %d, not in %d", p, o.epoch, epoch).With(fault.Fenced)
-	}
-	return o, nil
+	return nil, c.notAssigned(op, p, epoch)
 }
 
-// Ack resolves messages. Positions that are not at the app count for nothing. An epoch that is over is
-// fault.Fenced.
+func (c *Consumer) notAssigned(op fault.Op, p Part, epoch uint64) error {
+	return fault.New(op, fault.Invalid, "partition %s is not assigned to this consumer under epoch %d", p, epoch).With(NotAssigned)
+}
+
+// Ack resolves messages. Positions without a message do not matter, nor those that are resolved. An error,
+// StaleEpoch, NotAssigned or NotDelivered, changes nothing.
 func (c *Consumer) Ack(part Part, epoch uint64, ranges []Range) error {
 	const op fault.Op = "pubsub.Ack"
 	for _, r := range ranges {
@@ -489,6 +502,11 @@ func (c *Consumer) Ack(part Part, epoch uint64, ranges []Range) error {
 	o, err := c.mine(op, part, epoch)
 	if err != nil {
 		return err
+	}
+	for _, r := range ranges {
+		if !o.lane.Delivered(r.From, r.To) {
+			return fault.New(op, fault.Invalid, "positions %d to %d of partition %s were not all delivered under epoch %d", r.From, r.To, part, epoch).With(NotDelivered)
+		}
 	}
 	now := time.Now()
 	o.change(func() {
@@ -511,14 +529,13 @@ func (c *Consumer) Nack(r Refusal) error {
 	if err != nil {
 		return err
 	}
-	known := false
+	if !o.lane.Delivered(r.Position, r.Position) {
+		return notDelivered(op, r.Part, r.Position, r.Epoch)
+	}
 	o.change(func() {
 		o.lane.Tried(r.Position, r.Tried)
-		known = o.lane.Nack(time.Now(), r.Position, r.Remedy, r.Delay, r.Reason)
+		o.lane.Nack(time.Now(), r.Position, r.Remedy, r.Delay, r.Reason)
 	})
-	if !known {
-		return notAtApp(op, r.Part, r.Position)
-	}
 	return nil
 }
 
@@ -531,23 +548,25 @@ func (c *Consumer) Return(part Part, epoch, position uint64) error {
 	if err != nil {
 		return err
 	}
-	known := false
-	o.change(func() { known = o.lane.Return(position) })
-	if !known {
-		return notAtApp(op, part, position)
+	if !o.lane.Delivered(position, position) {
+		return notDelivered(op, part, position, epoch)
 	}
+	o.change(func() { o.lane.Return(position) })
 	return nil
 }
 
-func notAtApp(op fault.Op, p Part, position uint64) error {
-	return fault.New(op, fault.NotFound, "position %d of partition %s is not at the app: it was never delivered, or is resolved", position, p)
+func notDelivered(op fault.Op, p Part, position, epoch uint64) error {
+	return fault.New(op, fault.Invalid, "position %d of partition %s was not delivered under epoch %d", position, p, epoch).With(NotDelivered)
 }
 
-// Extend gives a message at the app more time, from now.
+// Extend gives a message at the app more time, from now; 0 means another handler timeout.
 func (c *Consumer) Extend(part Part, epoch, position uint64, by time.Duration) error {
 	const op fault.Op = "pubsub.Extend"
-	if by <= 0 {
+	if by < 0 {
 		return fault.New(op, fault.Invalid, "an extension by %v", by)
+	}
+	if by == 0 {
+		by = c.opts.HandlerTimeout
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -555,26 +574,40 @@ func (c *Consumer) Extend(part Part, epoch, position uint64, by time.Duration) e
 	if err != nil {
 		return err
 	}
-	if !o.lane.Extend(time.Now(), position, by) {
-		return notAtApp(op, part, position)
+	if !o.lane.Delivered(position, position) {
+		return notDelivered(op, part, position, epoch)
 	}
+	o.lane.Extend(time.Now(), position, by)
+	c.poke()
 	return nil
 }
 
-// RevokeDone says that the app has let go of partitions that are being revoked. Of others it is an error.
+// maxRevocations is how many answers to Revoking are remembered, so that one that comes late is no error.
+const maxRevocations = 1000
+
+// RevokeDone says that the app has let go of partitions of a Revoking; none means all of it. It is
+// NoRevoking when there was no such assignment, or a partition is none of its. One that is answered, or was
+// lost meanwhile, is no error.
 func (c *Consumer) RevokeDone(assignment uint64, parts []Part) error {
 	const op fault.Op = "pubsub.RevokeDone"
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	asked, ok := c.revocations[assignment]
+	if !ok {
+		return fault.New(op, fault.Invalid, "assignment %d revokes nothing", assignment).With(NoRevoking)
+	}
 	for _, p := range parts {
-		o := c.owned[p]
-		if o == nil {
-			return notOwned(op, p)
+		if !slices.Contains(asked, p) {
+			return fault.New(op, fault.Invalid, "assignment %d does not revoke partition %s", assignment, p).With(NoRevoking)
 		}
-		if o.phase != revoking || o.assignment != assignment {
-			return fault.New(op, fault.Invalid, "partition %s is not being revoked by assignment %d", p, assignment)
+	}
+	if len(parts) == 0 {
+		parts = asked
+	}
+	for _, p := range parts {
+		if o := c.owned[p]; o != nil && o.phase == revoking && o.assignment == assignment {
+			o.finish("")
 		}
-		o.finish("")
 	}
 	return nil
 }
@@ -589,9 +622,9 @@ func (c *Consumer) Control(ct Control) error {
 	}
 	which := make([]*owned, 0, len(c.owned))
 	for _, p := range ct.Parts {
-		o := c.owned[p]
-		if o == nil {
-			return notOwned(op, p)
+		o, err := c.present(op, p)
+		if err != nil {
+			return err
 		}
 		which = append(which, o)
 	}
@@ -669,6 +702,15 @@ func (g *groupEvents) Revoke(parts []Part, reason string) {
 	}
 	if len(ev.Parts) > 0 {
 		c.announce(ev)
+		c.revocations[ev.Assignment] = ev.Parts
+		for old := range c.revocations {
+			if len(c.revocations) > maxRevocations && old != ev.Assignment && ev.Assignment-old > maxRevocations/2 {
+				delete(c.revocations, old)
+			}
+		}
+	}
+	for _, p := range ev.Parts { // after it is told: one without messages at the app is over at once
+		c.owned[p].settle()
 	}
 	c.poke()
 }

@@ -359,7 +359,6 @@ func (o *owned) revoke(assignment uint64, deadline time.Time) (tell bool) {
 			o.finish("")
 			return false
 		}
-		o.settle()
 		return true
 	default:
 		return false
@@ -391,6 +390,9 @@ func (o *owned) drop() {
 		o.c.bytes -= size
 	}
 	o.phase = gone
+	if o.told {
+		o.c.past[o.part] = o.epoch
+	}
 	delete(o.c.owned, o.part)
 	o.stop()
 	for _, other := range o.c.owned {

@@ -115,6 +115,8 @@ func (a *attempt) place(ctx context.Context, entries []Entry) error {
 			r.Partition = *in.Partition
 		case in.Key != "":
 			r.Partition = at.First + partitionOf(in.Key, at.Count)
+		case in.ID != "": // the same one when it is sent again, or it would not be recognised
+			r.Partition = at.First + partitionOf(in.ID, at.Count)
 		default:
 			r.Partition = at.First + int32(a.p.turn.Add(1)%uint32(at.Count))
 		}

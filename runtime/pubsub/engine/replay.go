@@ -168,6 +168,7 @@ func (o *owned) seek(to Place) {
 type order struct {
 	Seek   *Place   `json:"seek,omitempty"`
 	Unpark []string `json:"unpark,omitempty"` // keys
+	Drop   []string `json:"drop,omitempty"`   // keys whose parked messages are given up
 }
 
 // obey does what an administrator asks. It is called by the reader's goroutine.
@@ -185,7 +186,17 @@ func (o *owned) obey(cmd group.Command) {
 	}
 	o.c.mu.Lock()
 	defer o.c.mu.Unlock()
+	if o.phase == gone {
+		return
+	}
+	for _, key := range what.Drop {
+		o.change(func() { o.lane.DropParked(key) })
+		o.list()
+	}
 	left := len(what.Unpark)
+	if left == 0 {
+		o.c.seat.Done(o.part, cmd)
+	}
 	var mu sync.Mutex
 	for _, key := range what.Unpark {
 		o.unpark(key, func() {

@@ -241,7 +241,7 @@ func (t *topics) make(ctx context.Context, name string) error {
 func (t *topics) resize(ctx context.Context, name string, n int32) (group.Layout, error) {
 	const op fault.Op = "pubsub.ResizeTopic"
 	if n < 1 || n > maxPartitions {
-		return group.Layout{}, fault.New(op, fault.Invalid, "%d partitions: a topic has 1 to %d", n, maxPartitions)
+		return group.Layout{}, fault.New(op, fault.Invalid, "%d partitions: a topic has 1 to %d", n, maxPartitions).With(BadPartitions)
 	}
 	if _, err := t.get(ctx, name, false); err != nil {
 		return group.Layout{}, err
@@ -317,7 +317,7 @@ func checkPart(op fault.Op, topic string, l group.Layout, id int32) error {
 			return nil
 		}
 	}
-	return fault.New(op, fault.Invalid, "topic %q has no partition %d: it has %s", topic, id, describe(l))
+	return fault.New(op, fault.Invalid, "topic %q has no partition %d: it has %s", topic, id, describe(l)).With(NoSuchPartition)
 }
 
 func describe(l group.Layout) string {

@@ -337,6 +337,8 @@ const (
 	NoSuchPartition fault.Reason = "no_such_partition"
 	// NotParked: nothing is parked under the key.
 	NotParked fault.Reason = "not_parked"
+	// InstanceReplaced: another consumer came with the same instance name.
+	InstanceReplaced fault.Reason = "instance_replaced"
 	// BadPartitions: the broker cannot have that number of partitions.
 	BadPartitions fault.Reason = "bad_partitions"
 )

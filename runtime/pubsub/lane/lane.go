@@ -250,7 +250,7 @@ func (l *Lane) deliver(now time.Time, e *entry) Message {
 	if l.opts.HandlerTimeout > 0 {
 		e.due = now.Add(l.opts.HandlerTimeout)
 	}
-	e.state = atApp
+	e.state, e.given = atApp, true
 	l.out.insert(e)
 	l.outBytes += e.payload()
 	_, after := l.gaps[e.rec.Key]
@@ -322,6 +322,16 @@ func (l *Lane) Ack(now time.Time, from, to uint64) (resolved int) {
 	})
 	l.window.advance(&l.cursor)
 	return resolved
+}
+
+// Delivered tells whether there is nothing from one position to another that was never given to the app.
+func (l *Lane) Delivered(from, to uint64) bool {
+	if to >= l.window.next {
+		return false
+	}
+	ok := true
+	l.window.each(from, to, func(e *entry) { ok = ok && e.given })
+	return ok
 }
 
 // Nack says that the app could not handle the message at a position. A zero delay means the lane's own.

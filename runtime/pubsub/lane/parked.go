@@ -140,6 +140,33 @@ func (l *Lane) Unpark(key string) (k ParkedKey, ok bool) {
 	return p.ParkedKey, true
 }
 
+// DropParked gives up a key's parked messages, also those that are coming back, save one at the app. The next
+// message of the key tells of the gap.
+func (l *Lane) DropParked(key string) {
+	p := l.parked[key]
+	if p == nil {
+		return
+	}
+	delete(l.parked, key)
+	l.dirty = true
+	if c := l.keys[key]; c != nil {
+		var keep fifo
+		for e := c.waiting.pop(); e != nil; e = c.waiting.pop() {
+			if e.replayed {
+				l.bytes -= e.size()
+				e.state = done
+				delete(l.replays, e.rec.Position)
+			} else {
+				keep.push(e)
+			}
+		}
+		c.waiting = keep
+	}
+	if len(l.gaps) < maxGaps {
+		l.gaps[key] = struct{}{}
+	}
+}
+
 // maxReplays is how many parked messages of a key are brought in ahead of the one at the app.
 const maxReplays = 16
 
