@@ -411,7 +411,7 @@ func (h *Sidecar) stop() error {
 	h.edges.Wait()
 	_ = h.services.Cache.Close(ctx) // what is left was told to end
 	h.services.PubSub.Close()
-	if ctx.Err() != nil {           // closing well matters more than a second
+	if ctx.Err() != nil { // closing well matters more than a second
 		ctx, cancel = context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 	}

@@ -651,6 +651,7 @@ func (c *Consumer) Control(ct Control) error {
 	for _, o := range c.owned {
 		o.list()
 	}
+	c.poke()
 	return nil
 }
 
@@ -749,6 +750,7 @@ func (g *groupEvents) Doubt(on bool) {
 	for _, o := range c.owned {
 		o.list()
 	}
+	c.poke()
 }
 
 // Command implements group.Events.

@@ -66,6 +66,8 @@ type app struct {
 	stop context.CancelFunc
 	done chan error
 
+	holdOn bool // does not answer a Revoking
+
 	mu     sync.Mutex
 	events []engine.Event
 	got    []engine.Message
@@ -83,7 +85,7 @@ func consume(t testing.TB, e *engine.Engine, o engine.ConsumeOptions, handle fun
 		t.Fatalf("NewConsumer: %v", err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	a := &app{t: t, c: c, stop: stop, done: make(chan error, 1), news: make(chan struct{}, 1)}
+	a := &app{t: t, c: c, stop: stop, holdOn: o.AutoRevoke, done: make(chan error, 1), news: make(chan struct{}, 1)}
 	go func() {
 		a.done <- c.Run(ctx, e, func(ev engine.Event) error {
 			a.mu.Lock()
@@ -99,6 +101,11 @@ func consume(t testing.TB, e *engine.Engine, o engine.ConsumeOptions, handle fun
 			}
 			if is && handle != nil {
 				handle(a, d)
+			}
+			if r, is := ev.(engine.Revoking); is && !a.holdOn {
+				if err := c.RevokeDone(r.Assignment, nil); err != nil {
+					t.Errorf("RevokeDone: %v", err)
+				}
 			}
 			return nil
 		})
@@ -178,4 +185,13 @@ func TestOrderOfKeys(t *testing.T) {
 	if len(again.got) != 1 || string(again.got[0].Data) != "500" {
 		t.Errorf("a group goes on at %q, want 500", again.got[0].Data)
 	}
+}
+
+// values are the bodies of messages, as numbers.
+func values(ms []engine.Message) (out []int) {
+	for _, m := range ms {
+		n, _ := strconv.Atoi(string(m.Data))
+		out = append(out, n)
+	}
+	return out
 }

@@ -91,13 +91,14 @@ type attempt struct {
 	e        *Engine
 	recs     []block.LogRecord
 	receipts []Receipt
+	bad      map[int]error    // entries that cannot be sent at all
 	failed   map[string]error // in this attempt
 }
 
 // unsent marks a receipt whose entry was not looked at yet.
 const unsent = -1
 
-// place makes records of entries: where each goes. Receipts of what cannot be published say why.
+// place makes records of entries: where each goes.
 func (a *attempt) place(ctx context.Context, entries []Entry) error {
 	layout, err := a.e.topics.get(ctx, a.p.opts.Topic, true)
 	if err != nil {
@@ -121,7 +122,10 @@ func (a *attempt) place(ctx context.Context, entries []Entry) error {
 			r.Partition = at.First + int32(a.p.turn.Add(1)%uint32(at.Count))
 		}
 		if err := a.check(r, layout); err != nil {
-			a.fail(i, err)
+			if a.bad == nil {
+				a.bad = map[int]error{}
+			}
+			a.bad[i] = err
 		}
 	}
 	return nil
@@ -178,6 +182,10 @@ func (a *attempt) wave() []int {
 				busy = make(map[string]bool, len(a.recs)-i)
 			}
 			busy[name] = true
+		}
+		if err := a.bad[i]; err != nil { // its turn has come: what follows it is behind it
+			a.fail(i, err)
+			continue
 		}
 		wave = append(wave, i)
 	}
@@ -237,7 +245,7 @@ func (a *attempt) send(ctx context.Context, wave []int) {
 
 func (a *attempt) sendAtomic(ctx context.Context) []Receipt {
 	for i := range a.receipts { // one that cannot be published is enough
-		err := a.receipts[i].Err
+		err := a.bad[i]
 		if name, ordered := a.p.order(a.recs[i].Key, a.recs[i].Partition); ordered && err == nil {
 			err = a.preceding(name)
 		}
