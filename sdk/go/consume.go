@@ -126,7 +126,8 @@ type session struct {
 	queue   []Message                // guarded by mu: delivered and not begun; the limits bound it
 	turns   map[part]*turn           // guarded by mu
 	pending map[*turn][]uint64       // guarded by mu: positions to acknowledge
-	frames  []*mechav1.ConsumerFrame // guarded by mu: to send, behind the acknowledgements
+	extends []*mechav1.ConsumerFrame // guarded by mu: to send before the acknowledgements
+	frames  []*mechav1.ConsumerFrame // guarded by mu: to send behind them
 	ended   bool                     // guarded by mu: nothing is sent any more
 }
 
@@ -194,7 +195,10 @@ func (c *Client) session(ctx context.Context, o *ConsumeOptions, handle Handler)
 
 // leave asks to end the stream when all is done, and cuts it off when that takes too long.
 func (s *session) leave(stop context.CancelCauseFunc) {
-	s.push(&mechav1.ConsumerFrame{Frame: &mechav1.ConsumerFrame_Close{Close: &mechav1.Close{Drain: true}}})
+	s.mu.Lock()
+	s.frames = append(s.frames, &mechav1.ConsumerFrame{Frame: &mechav1.ConsumerFrame_Close{Close: &mechav1.Close{Drain: true}}})
+	s.mu.Unlock()
+	s.signal()
 	t := time.NewTimer(s.o.RevokeTimeout)
 	defer t.Stop()
 	select {
@@ -408,10 +412,10 @@ func (s *session) nack(m *Message, err error) {
 	s.signal()
 }
 
-// push sends a frame later.
-func (s *session) push(f *mechav1.ConsumerFrame) {
+// extend asks for more time for a message that is not done.
+func (s *session) extend(e *mechav1.Extend) {
 	s.mu.Lock()
-	s.frames = append(s.frames, f)
+	s.extends = append(s.extends, &mechav1.ConsumerFrame{Frame: &mechav1.ConsumerFrame_Extend{Extend: e}})
 	s.mu.Unlock()
 	s.signal()
 }
@@ -436,23 +440,24 @@ func (s *session) end() {
 	s.signal()
 }
 
-// send sends what has gathered while it sent: acknowledgements in one frame, then all else.
+// send sends what has gathered while it sent, acknowledgements in one frame.
 func (s *session) send() {
 	for range s.wake {
 		s.mu.Lock()
-		ack, frames := s.acks(), s.frames
-		s.frames = nil
+		frames := s.extends
+		if ack := s.acks(); ack != nil {
+			frames = append(frames, ack)
+		}
+		frames = append(frames, s.frames...)
+		s.extends, s.frames = nil, nil
 		ended := s.ended
 		s.mu.Unlock()
 		if ended {
 			return
 		}
-		if ack != nil && s.st.Send(ack) != nil {
-			return // receive learns why
-		}
 		for _, f := range frames {
 			if s.st.Send(f) != nil {
-				return
+				return // receive learns why
 			}
 		}
 	}

@@ -33,8 +33,7 @@ func (m *Message) IfEpoch() *mechav1.Epoch {
 // Extend gives the handler more time, from now. After the handler timeout without it the message
 // counts as failed, though the handler runs on. The sidecar's own timeout is meant with d 0.
 func (m *Message) Extend(d time.Duration) {
-	m.turn.s.push(&mechav1.ConsumerFrame{Frame: &mechav1.ConsumerFrame_Extend{Extend: &mechav1.Extend{Topic: m.Topic, Partition: m.Partition, Epoch: m.Epoch,
-		Position: m.Position, By: optional(d)}}})
+	m.turn.s.extend(&mechav1.Extend{Topic: m.Topic, Partition: m.Partition, Epoch: m.Epoch, Position: m.Position, By: optional(d)})
 }
 
 // messageOf makes a message of a delivery.

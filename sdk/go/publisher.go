@@ -200,7 +200,7 @@ func (p *Publisher) Sequence() uint64 {
 	return p.next
 }
 
-// Flush waits until nothing is pending.
+// Flush waits until nothing is pending: every done was called.
 func (p *Publisher) Flush(ctx context.Context) error {
 	for {
 		p.mu.Lock()
@@ -500,11 +500,11 @@ func (p *Publisher) answered(rs []*mechav1.Receipt) bool {
 			p.hold(it, i)
 		}
 	}
-	p.gone(it)
 	p.mu.Unlock()
 	for i, r := range rs {
 		it.done[i](Receipt{Partition: r.GetPartition(), Position: r.GetPosition(), Duplicate: r.GetDuplicate()}, faultError(r.GetError()))
 	}
+	p.gone(len(it.done), it.bytes)
 	p.signal()
 	return true
 }
@@ -521,10 +521,12 @@ func (p *Publisher) hold(it *item, i int) {
 	}
 }
 
-// gone counts an item out. Locked.
-func (p *Publisher) gone(it *item) {
-	p.pending -= len(it.done)
-	p.bytes -= it.bytes
+// gone counts messages out whose done was called.
+func (p *Publisher) gone(messages, bytes int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pending -= messages
+	p.bytes -= bytes
 	close(p.changed)
 	p.changed = make(chan struct{})
 	if p.pending == 0 {
@@ -536,10 +538,19 @@ func (p *Publisher) gone(it *item) {
 	}
 }
 
+// failed tells messages why they were not published.
+func (p *Publisher) failed(dones []func(Receipt, error), bytes int, err error) {
+	for _, done := range dones {
+		done(Receipt{}, err)
+	}
+	p.gone(len(dones), bytes)
+}
+
 // again makes the queue ready for another stream: the sidecar knows nothing of what failed on the one
 // before, so what is held back is failed here.
 func (p *Publisher) again() {
 	var failed []func(Receipt, error)
+	bytes := 0
 	p.mu.Lock()
 	queue := p.queue
 	p.queue, p.sent = nil, 0
@@ -550,11 +561,13 @@ func (p *Publisher) again() {
 		kept, lost := p.split(it)
 		p.queue = append(p.queue, kept...)
 		failed = append(failed, lost...)
+		bytes += it.bytes
+		for _, k := range kept {
+			bytes -= k.bytes
+		}
 	}
 	p.mu.Unlock()
-	for _, done := range failed {
-		done(Receipt{}, errPreceding)
-	}
+	p.failed(failed, bytes, errPreceding)
 }
 
 // split takes out what is held back. What is left are batches whose numbers have no gaps. Locked.
@@ -568,7 +581,6 @@ func (p *Publisher) split(it *item) (kept []*item, lost []func(Receipt, error)) 
 	if !any {
 		return []*item{it}, nil
 	}
-	p.gone(it)
 	if it.batch.GetAtomic() {
 		return nil, it.done
 	}
@@ -578,10 +590,7 @@ func (p *Publisher) split(it *item) (kept []*item, lost []func(Receipt, error)) 
 			i++
 		}
 		if i > from {
-			k := piece(it, from, i)
-			p.pending += len(k.done)
-			p.bytes += k.bytes
-			kept = append(kept, k)
+			kept = append(kept, piece(it, from, i))
 		}
 		for ; i < len(es) && held(i); i++ {
 			lost = append(lost, it.done[i])
@@ -619,11 +628,8 @@ func (p *Publisher) refuse(err error) {
 	for i := range it.done {
 		p.hold(it, i)
 	}
-	p.gone(it)
 	p.mu.Unlock()
-	for _, done := range it.done {
-		done(Receipt{}, e)
-	}
+	p.failed(it.done, it.bytes, e)
 }
 
 // fail ends all there is.
@@ -632,13 +638,8 @@ func (p *Publisher) fail(err error) {
 	p.err = err
 	queue := p.queue
 	p.queue, p.sent = nil, 0
-	for _, it := range queue {
-		p.gone(it)
-	}
 	p.mu.Unlock()
 	for _, it := range queue {
-		for _, done := range it.done {
-			done(Receipt{}, err)
-		}
+		p.failed(it.done, it.bytes, err)
 	}
 }
