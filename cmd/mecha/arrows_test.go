@@ -65,6 +65,7 @@ var rules = []rule{
 	{"api/adminapi", "runtime/telemetry components/fault", "the admin ports show what they are handed"},
 	{"api/httpapi/middleware", "api/httpapi api/apierr runtime/call components/conf components/fault", "middleware is part of the HTTP edge"},
 	{"api/*", "api/apierr api/h1 api/h2 api/link runtime/call runtime/about runtime/app runtime/binding runtime/config runtime/crypto runtime/invoke runtime/pubsub runtime/state components/block components/fault", "edges translate: they use the services' request types, never each other, a backend, policy or the catalog"},
+	{"sdk/go", "api/mecha/v1 api/link", "what applications import depends on the wire and on nothing of the sidecar"},
 	{"deploy/samples/pluggable-go", "", "a component of others knows the protocol and nothing of the house"},
 	{"cmd/mecha/launch", "components/conf", "mecha run starts processes; it links no part of the sidecar"},
 }
