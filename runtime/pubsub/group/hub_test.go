@@ -69,10 +69,18 @@ func (b *board) player(name string, o HubOptions) *player {
 	return p
 }
 
+// beside is another consumer of the same process.
+func (p *player) beside(name string) *player {
+	return &player{board: p.board, name: name, wire: p.wire, hub: p.hub, body: map[Part]string{}, obey: true}
+}
+
 func (p *player) join(o SeatOptions, layouts map[string]Layout) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), time.Minute)
 	defer cancel()
+	p.mu.Lock()
+	p.view = View{}
+	p.mu.Unlock()
 	seat, err := p.hub.Join(ctx, o, p)
 	if err != nil {
 		p.t.Fatalf("%s cannot join: %v", p.name, err)
