@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -65,7 +64,7 @@ func TestSameInstance(t *testing.T) {
 				if dead {
 					p.crash()
 				} else {
-					b.calm = false // the old one learns of it when it is done
+					b.excuse() // the old one learns of it when it is done
 				}
 				again := b.player("again", HubOptions{})
 				again.join(auto("p"), one(8))
@@ -77,8 +76,8 @@ func TestSameInstance(t *testing.T) {
 					t.Errorf("it has %v, its predecessor had %v; the other was asked for something %d times", again.owns(), had, q.logged("revoke"))
 				}
 				if !dead {
-					if p.ended == "" || len(p.owns()) > 0 || p.logged("lost") == 0 {
-						t.Errorf("the predecessor: ended %q, owns %v", p.ended, p.owns())
+					if p.end() == "" || len(p.owns()) > 0 || p.logged("lost") == 0 {
+						t.Errorf("the predecessor: ended %q, owns %v", p.end(), p.owns())
 					}
 					if err := p.seat.Commit(t.Context(), []Progress{{Part: had[0]}})[0]; fault.ReasonOf(err) != fault.Fenced {
 						t.Errorf("the predecessor commits: %v", err)
@@ -124,7 +123,7 @@ func TestOutage(t *testing.T) {
 					t.Errorf("a long silence: lost %d times, even after %v", lost, took)
 				}
 				time.Sleep(time.Second)
-				if p.doubt || q.doubt {
+				if p.doubts() || q.doubts() {
 					t.Error("doubts remain")
 				}
 				p.leave()
@@ -188,8 +187,8 @@ func TestManual(t *testing.T) {
 		if got := fmt.Sprint(m.owns(), p.owns()); got != "[t/1 t/2 t/3] [t/0]" {
 			t.Errorf("they own %s", got)
 		}
-		if p.view.Members != 2 || m.view.Members != 2 || m.view.Index != 1 {
-			t.Errorf("they see %+v and %+v", p.view, m.view)
+		if p.sees().Members != 2 || m.sees().Members != 2 || m.sees().Index != 1 {
+			t.Errorf("they see %+v and %+v", p.sees(), m.sees())
 		}
 		m.leave()
 		b.settled(4, p)
@@ -228,13 +227,13 @@ func TestCommands(t *testing.T) {
 		}
 		rev = ask("two ")
 		time.Sleep(time.Second)
-		if got := strings.Join(p.orders, "; "); got != "t/0 one ; t/0 one two " {
+		if got := p.told(); got != "t/0 one ; t/0 one two " {
 			t.Errorf("p was told %q", got)
 		}
 		p.leave()
 		q.join(auto("q"), one(1))
 		time.Sleep(time.Second)
-		if got := strings.Join(q.orders, "; "); got != "t/0 one two " {
+		if got := q.told(); got != "t/0 one two " {
 			t.Errorf("q was told %q", got)
 		}
 		if pending(rev) {
@@ -242,7 +241,7 @@ func TestCommands(t *testing.T) {
 		}
 		rev = ask("three")
 		time.Sleep(time.Second)
-		if got := strings.Join(q.orders, "; "); got != "t/0 one two ; t/0 three" || pending(rev) {
+		if got := q.told(); got != "t/0 one two ; t/0 three" || pending(rev) {
 			t.Errorf("q was told %q", got)
 		}
 		no := errors.New("no")
@@ -340,10 +339,10 @@ func TestSeats(t *testing.T) {
 		b.settled(9, ps[1:]...)
 		// The same name again, in the same process.
 		y := p.beside("p1 again")
-		b.calm = false
+		b.excuse()
 		y.join(auto("p1"), one(9))
 		b.settled(9, y, ps[2])
-		if ps[1].ended == "" {
+		if ps[1].end() == "" {
 			t.Error("the first p1 does not know of its end")
 		}
 		y.leave()
