@@ -384,12 +384,28 @@ func (r *run) finish() {
 	r.tickets = nil
 	r.mu.Unlock()
 	if !killed && rev != 0 {
-		ctx, cancel := r.patience()
-		r.ledger.LedgerPut(ctx, []block.LedgerWrite{{Key: key, Revision: rev, Remove: true}})
-		cancel()
+		r.withdraw(key, rev)
 	}
 	r.cancel()
 	r.wg.Wait()
+}
+
+// withdraw takes the heartbeat back. If that does not work others do it, in time.
+func (r *run) withdraw(key string, rev uint64) {
+	ctx, cancel := r.patience()
+	defer cancel()
+	for ctx.Err() == nil {
+		results := r.ledger.LedgerPut(ctx, []block.LedgerWrite{{Key: key, Revision: rev, Remove: true}})
+		if len(results) == 1 && results[0].Err == nil {
+			return
+		}
+		// The answer to the last heartbeat may be what is missing, or that to this.
+		e, err := r.ledger.LedgerGet(ctx, key)
+		if err != nil || e.Revision == 0 || e.Revision == rev {
+			return
+		}
+		rev = e.Revision
+	}
 }
 
 // kill ends a run at once.

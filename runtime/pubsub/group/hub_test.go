@@ -69,10 +69,18 @@ func (b *board) player(name string, o HubOptions) *player {
 	return p
 }
 
+// beside is another consumer of the same process.
+func (p *player) beside(name string) *player {
+	return &player{board: p.board, name: name, wire: p.wire, hub: p.hub, body: map[Part]string{}, obey: true}
+}
+
 func (p *player) join(o SeatOptions, layouts map[string]Layout) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), time.Minute)
 	defer cancel()
+	p.mu.Lock()
+	p.view = View{}
+	p.mu.Unlock()
 	seat, err := p.hub.Join(ctx, o, p)
 	if err != nil {
 		p.t.Fatalf("%s cannot join: %v", p.name, err)
@@ -207,6 +215,14 @@ func (p *player) owns() []Part {
 	return out
 }
 
+func (p *player) sees() View   { p.mu.Lock(); defer p.mu.Unlock(); return p.view }
+func (p *player) doubts() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.doubt }
+func (p *player) end() string  { p.mu.Lock(); defer p.mu.Unlock(); return p.ended }
+func (p *player) told() string { p.mu.Lock(); defer p.mu.Unlock(); return strings.Join(p.orders, "; ") }
+
+// excuse: from now on two may own a partition at once, for a moment.
+func (b *board) excuse() { b.mu.Lock(); defer b.mu.Unlock(); b.calm = false }
+
 func (p *player) logged(what string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -316,11 +332,8 @@ func TestJoinAndLeave(t *testing.T) {
 			t.Errorf("took %v, longest pause %v", took, gap)
 		}
 		for _, p := range ps {
-			if p.view.Members != 4 {
-				t.Errorf("%s knows of %d members", p.name, p.view.Members)
-			}
-			if want := int(p.name[1] - '0'); p.view.Index != want {
-				t.Errorf("%s has index %d", p.name, p.view.Index)
+			if v := p.sees(); v.Members != 4 || v.Index != int(p.name[1]-'0') {
+				t.Errorf("%s sees %+v", p.name, v)
 			}
 		}
 		b.marks()
@@ -337,12 +350,12 @@ func TestJoinAndLeave(t *testing.T) {
 			if n := p.logged("lost"); n != 0 {
 				t.Errorf("%s lost something: %v", p.name, p.log)
 			}
+			p.leave()
 			for part, body := range p.body {
 				if body == "" && b.moves[part] > 1 {
 					t.Errorf("%s got %s without the progress of its predecessor", p.name, part)
 				}
 			}
-			p.leave()
 		}
 		b.empty()
 	})

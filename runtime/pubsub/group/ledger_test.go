@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/mecha-project/mecha/components/block"
@@ -21,6 +22,9 @@ type memory struct {
 	rev      uint64
 	watchers map[*watcher]bool
 	writes   int // accepted
+
+	t     *testing.T
+	check bool // of what must never be written
 }
 
 type watcher struct {
@@ -50,6 +54,9 @@ func (l *memory) put(w block.LedgerWrite) block.LedgerResult {
 	if l.entries[w.Key].Revision != w.Revision {
 		return block.LedgerResult{Err: fault.New("memory.Put", fault.Conflict, "%s has revision %d", w.Key, l.entries[w.Key].Revision)}
 	}
+	if l.check {
+		l.judge(w)
+	}
 	l.rev++
 	l.writes++
 	e := block.LedgerEntry{Key: w.Key, Value: slices.Clone(w.Value), Revision: l.rev, Removed: w.Remove}
@@ -66,6 +73,40 @@ func (l *memory) put(w block.LedgerWrite) block.LedgerResult {
 		}
 	}
 	return block.LedgerResult{Revision: l.rev}
+}
+
+// judge looks at a write that is about to be accepted: epochs grow with every owner, and the
+// progress is never of an earlier owner than before.
+func (l *memory) judge(w block.LedgerWrite) {
+	parts := block.LedgerParts(w.Key)
+	old := l.entries[w.Key]
+	switch {
+	case parts[0] == spaceProgress:
+		if w.Remove {
+			l.t.Errorf("%s is removed", w.Key)
+		}
+		epoch, _, err := parseProgress(w.Value)
+		was := uint64(0)
+		if old.Revision != 0 {
+			was, _, _ = parseProgress(old.Value)
+		}
+		if err != nil || epoch < was {
+			l.t.Errorf("%s goes from epoch %d to %d (%v)", w.Key, was, epoch, err)
+		}
+	case parts[2] == kindOwner:
+		if w.Remove {
+			l.t.Errorf("%s is removed", w.Key)
+		}
+		now, err := parseOwner(w.Value)
+		var was ownerRecord
+		if old.Revision != 0 {
+			was, _ = parseOwner(old.Value)
+		}
+		same := now.Seat == "" || now.Seat == was.Seat && now.Incarnation == was.Incarnation
+		if err != nil || now.Epoch < was.Epoch || now.Epoch == was.Epoch && !same {
+			l.t.Errorf("%s goes from %+v to %+v (%v)", w.Key, was, now, err)
+		}
+	}
 }
 
 func (x *watcher) ring() {
