@@ -1,6 +1,10 @@
 package memory
 
-import "github.com/mecha-project/mecha/components/block"
+import (
+	"time"
+
+	"github.com/mecha-project/mecha/components/block"
+)
 
 // Held is how many locks are in memory, ended or not.
 func Held(s *Locks) int {
@@ -46,6 +50,15 @@ func Kept(p *PubSub, name string) (k LogKept) {
 		k.Waiting += len(part.waiting)
 	}
 	return k
+}
+
+// Wait puts a reader where one stands that found nothing.
+func Wait(r block.LogReader) bool { return !r.(*logReader).pick(1, 1) }
+
+// SetClock has a partition believe that its newest record came at a time.
+func SetClock(p *PubSub, name string, partition int32, at time.Time) {
+	part := p.hub.logs.topic(name).partition(partition)
+	part.last = at.UnixNano()
 }
 
 // Poked tells whether something has called a reader that waits.

@@ -179,6 +179,50 @@ func TestLogKeepsWhatAGroupNeeds(t *testing.T) {
 	p.Consumed("t", "slow", 1, 100)
 	wantHeld(t, p, "t", 0, "")
 	wantHeld(t, p, "t", 1, "c1 c2") // the last two of the topic
+	// What lags is let go also when there is no history behind it.
+	_, q := openLog(t, func(c *memory.PubSubConfig) { c.History, c.MaxMessages = 1, 5 })
+	q.Consumed("t", "g", 0, 0)
+	for range 4 {
+		add(q, rec("t", 0, "x"))
+	}
+	q.Consumed("t", "g", 1, 100)
+	add(q, rec("t", 1, "x"))
+	if r := q.Append(t.Context(), []block.LogRecord{rec("t", 0, "x"), rec("t", 0, "no")}); r[0].Err != nil || r[1].Err == nil {
+		t.Errorf("with room for one more: %v", r)
+	} else if strings.Contains(r[1].Err.Error(), "due") {
+		t.Errorf("nothing is delayed, and the error says %v", r[1].Err)
+	}
+	wantHeld(t, q, "t", 1, "")
+	_, err = q.AppendAtomic(t.Context(), []block.LogRecord{rec("t", 0, "x")})
+	if fault.Of(err) != fault.Exhausted {
+		t.Errorf("a full topic answers %v", err)
+	}
+	q.Consumed("t", "g", 0, 100)
+	wantHeld(t, q, "t", 0, "x")
+	for range 5 {
+		late := rec("t", 0, "late")
+		late.DeliverAt = time.Now().Add(time.Hour)
+		err = add(q, late).Err
+	}
+	if fault.Of(err) != fault.OK {
+		t.Errorf("delayed records for a topic all of which is consumed: %v", err)
+	}
+	if err := add(q, rec("t", 0, "no")).Err; fault.Of(err) != fault.Exhausted || !strings.Contains(err.Error(), "not due yet") {
+		t.Errorf("a topic full of delayed records answers %v", err)
+	}
+	// All of the history may have gone, and something that lags is left before it.
+	synctest.Test(t, func(t *testing.T) {
+		_, q := openLog(t, func(c *memory.PubSubConfig) { c.History = 1 })
+		q.Consumed("t", "g", 0, 0)
+		add(q, rec("t", 0, "lags"))
+		short := rec("t", 0, "short")
+		short.TTL = time.Second
+		add(q, short)
+		time.Sleep(2 * time.Second)
+		wantHeld(t, q, "t", 0, "lags")
+		q.Consumed("t", "g", 0, 3)
+		wantHeld(t, q, "t", 0, "")
+	})
 	// A group that comes late has what is there, and keeps it.
 	p.Consumed("t", "late", 3, 0)
 	for i := range 8 {
@@ -303,8 +347,27 @@ func TestLogTimes(t *testing.T) {
 		}
 		time.Sleep(time.Hour)
 		p = h.PubSub()
-		synctest.Wait()
 		wantHeld(t, p, "t", 3, "late late")
+		late.DeliverAt = time.Now().Add(time.Minute)
+		add(p, late)
+		_ = p.Close(t.Context())
+		p = h.PubSub()
+		if r, err = p.OpenReader(t.Context(), "t", 3, 3, block.ReadOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if recs, err := r.Next(t.Context(), 1, 1); err != nil || recs[0].Position != 3 {
+			t.Errorf("a delayed record after a new start: %v, %v", recs, err)
+		}
+		// Of one time, the order is that in which they came.
+		var want []string
+		for i := range 50 {
+			late := rec("order", 0, fmt.Sprint(i))
+			late.DeliverAt = start.Add(3 * time.Hour)
+			add(p, late)
+			want = append(want, fmt.Sprint(i))
+		}
+		time.Sleep(2 * time.Hour)
+		wantHeld(t, p, "order", 0, strings.Join(want, " "))
 		_ = p.Close(t.Context())
 	})
 }
@@ -379,8 +442,48 @@ func TestLogForgetsIDs(t *testing.T) {
 	})
 }
 
-// Readers hear of their own partition only, and leave nothing behind.
+// Readers hear of their own partition only.
 func TestLogWakesOnlyItsReaders(t *testing.T) {
+	_, p := openLog(t, nil)
+	var readers []block.LogReader
+	for i := range 6 {
+		r, err := p.OpenReader(t.Context(), "t", int32(i%3), 0, block.ReadOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !memory.Wait(r) {
+			t.Fatalf("reader %d found something", i)
+		}
+		readers = append(readers, r)
+	}
+	add(p, rec("t", 9, "x"))
+	add(p, rec("other", 0, "x"))
+	add(p, rec("t", 2, "x"))
+	for i, r := range readers {
+		if got, want := memory.Poked(r), i%3 == 2; got != want {
+			t.Errorf("reader %d of partition %d was woken: %v, want %v", i, i%3, got, want)
+		}
+	}
+}
+
+// A clock that is set back does not set back the times of records.
+func TestLogTimesDoNotGoBack(t *testing.T) {
+	_, p := openLog(t, nil)
+	ahead := time.Now().Add(time.Hour)
+	add(p, rec("t", 0, "a"))
+	memory.SetClock(p, "t", 0, ahead)
+	add(p, rec("t", 0, "b"))
+	add(p, rec("t", 0, "c"))
+	if n, err := p.PositionAt(t.Context(), "t", 0, ahead); err != nil || n != 2 {
+		t.Errorf("PositionAt is %d, %v, want 2", n, err)
+	}
+	if n, _ := p.PositionAt(t.Context(), "t", 0, ahead.Add(1)); n != 4 {
+		t.Errorf("PositionAt is %d, want 4", n)
+	}
+}
+
+// Readers that gave up leave nothing behind.
+func TestLogForgetsReaders(t *testing.T) {
 	_, p := openLog(t, nil)
 	var readers []block.LogReader
 	var wg sync.WaitGroup
@@ -410,12 +513,6 @@ func TestLogWakesOnlyItsReaders(t *testing.T) {
 		wg.Go(func() { _, _ = r.Next(t.Context(), 1, 1) })
 	}
 	eventually(t, "readers to wait", func() bool { return memory.Kept(p, "t").Waiting == 4 })
-	add(p, rec("t", 9, "x"))
-	for i, r := range readers {
-		if memory.Poked(r) {
-			t.Errorf("reader %d was woken by a record of another partition", i)
-		}
-	}
 	readers[4].Close()
 	readers[5].Close()
 	eventually(t, "closed readers to be forgotten", func() bool { return memory.Kept(p, "t").Waiting == 2 })

@@ -34,18 +34,13 @@ func (r *logReader) poke() {
 	}
 }
 
-// Close ends the reader.
-func (r *logReader) Close() {
-	r.once.Do(func() {
-		close(r.closed)
-		r.topic.mu.Lock()
-		r.forgotten()
-		r.topic.mu.Unlock()
-	})
-}
+// Close ends the reader. Of one that nobody waits with nothing is left in its topic.
+func (r *logReader) Close() { r.once.Do(func() { close(r.closed) }) }
 
-// forgotten takes the reader out of those that wait; the topic's mu is held.
-func (r *logReader) forgotten() {
+// forget takes the reader out of those that wait.
+func (r *logReader) forget() {
+	r.topic.mu.Lock()
+	defer r.topic.mu.Unlock()
 	if r.waits {
 		r.waits = false
 		r.part.waiting = slices.DeleteFunc(r.part.waiting, func(other *logReader) bool { return other == r })
@@ -67,12 +62,10 @@ func (r *logReader) usable(op fault.Op, ctx context.Context) error {
 // Next returns what there is, or waits.
 func (r *logReader) Next(ctx context.Context, most, size int) ([]block.LogRecord, error) {
 	const op fault.Op = "memory.pubsub.Next"
-	clear(r.out) // the caller has them
+	clear(r.out) // they are the caller's, and may be large
 	for {
 		if err := r.usable(op, ctx); err != nil {
-			r.topic.mu.Lock()
-			r.forgotten()
-			r.topic.mu.Unlock()
+			r.forget()
 			return nil, err
 		}
 		if r.pick(max(most, 1), max(size, 1)) {

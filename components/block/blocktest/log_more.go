@@ -120,6 +120,11 @@ func logConcurrent(l *logTest) {
 	}
 }
 
+func withID(r block.LogRecord, id string) block.LogRecord {
+	r.ID = id
+	return r
+}
+
 func logDuplicates(l *logTest) {
 	if l.log.LogFeatures().Dedup == 0 {
 		notOffered(l.T, "IDs are not remembered")
@@ -127,9 +132,7 @@ func logDuplicates(l *logTest) {
 	}
 	topic := l.name("topic")
 	with := func(id, topic string, partition int32, body string) block.LogRecord {
-		r := record(topic, partition, body)
-		r.ID = id
-		return r
+		return withID(record(topic, partition, body), id)
 	}
 	ids := []string{"one", "One", "one ", "*", ">", "a.b", "\r\n", "ünï", "0/one", strings.Repeat("i", 300)}
 	var recs []block.LogRecord
@@ -443,9 +446,7 @@ func logAtomic(l *logTest) {
 	if f.Dedup == 0 {
 		delete(refused, "known")
 	}
-	known := record(topic, 1, "known")
-	known.ID = "known"
-	l.append(known)
+	l.append(withID(record(topic, 1, "known"), "known"))
 	for what, spoil := range refused {
 		bad := []block.LogRecord{record(topic, 0, what), record(topic, 1, what), record(topic, 2, what)}
 		spoil(&bad[1])
@@ -474,11 +475,27 @@ func logAtomic(l *logTest) {
 		}
 	}
 	if f.Dedup > 0 { // what was not taken is not known either
-		again := record(topic, 3, "again")
-		again.ID, again.Partition = "delayed 0", 0
+		again := record(topic, 0, "again")
+		again.ID = "delayed 0"
 		if r := l.append(again)[0]; r.Duplicate {
 			l.Errorf("a record of a refused batch counts as taken")
 		}
+		named := records(topic, 4, "n0", "n1", "n2")
+		for i := range named {
+			named[i].ID = fmt.Sprint("named ", i)
+		}
+		if _, err := log.AppendAtomic(l.ctx(), named); err != nil {
+			l.Fatalf("AppendAtomic of records with IDs: %v", err)
+		}
+		_, err := log.AppendAtomic(l.ctx(), named)
+		wantCode(l, "the same again", err, fault.Exists)
+		if r := l.append(named[1])[0]; !r.Duplicate {
+			l.Errorf("a record of an accepted batch is not known")
+		}
+		_, err = log.AppendAtomic(l.ctx(), []block.LogRecord{withID(record(topic, 4, "x"), "twice"), withID(record(topic, 4, "x"), "twice")})
+		wantCode(l, "AppendAtomic with one ID twice", err, fault.Exists)
+		l.append(record(topic, 4, "end"))
+		l.same("a partition of records with IDs", l.read(topic, 4, 0, 4), []string{"n0", "n1", "n2", "end"}, nil)
 	}
 	_, err = log.AppendAtomic(l.ctx(), []block.LogRecord{record(l.name("x"), 0, "x"), record(l.name("y"), 0, "y")})
 	if err != nil {
