@@ -39,7 +39,7 @@ const (
 	readBytes    = 4 << 20
 	// readPause is between attempts to make a consumer, at first and at most.
 	readPause     = 50 * time.Millisecond
-	readPauseMost = 5 * time.Second
+	readPauseMost = 2 * time.Second
 )
 
 // OpenReader makes a reader and its first consumer.
