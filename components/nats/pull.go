@@ -33,9 +33,10 @@ type pull struct {
 	window, bytes int  // how much is asked for at once
 	due           int  // how many messages of the last request have not come
 	alone         bool // the next message is larger than bytes
+	replicated    bool
 	noWait        bool // the server answers with what it has, and then ends the request
 	count         uint64
-	expiry        time.Time // when the last request ends at the latest
+	expiry        time.Time // when an answer to the last request is due at the latest
 	late          *time.Timer
 }
 
@@ -45,17 +46,28 @@ type pullConfig struct {
 	from           uint64 // 0: the last message of each subject, then what follows
 	window, bytes  int
 	noWait         bool
+	replicated     bool // several servers keep the stream
 }
 
 // pullForget is after what time the server forgets a consumer nobody asks.
 const pullForget = time.Minute
 
-// How long a request for messages waits at the server: session.go says why.
-func (u *pull) wait() time.Duration {
-	if u.p.local {
-		return waitLocal
+// Where several servers keep a stream, the one that has the consumer may die, and nobody says so.
+const (
+	waitReplicated  = 5 * time.Second
+	graceReplicated = 2 * time.Second
+)
+
+// patience is how long a request for messages waits at the server, and how much longer for an
+// answer: session.go says why.
+func (u *pull) patience() (wait, grace time.Duration) {
+	switch {
+	case u.replicated:
+		return waitReplicated, graceReplicated
+	case u.p.local:
+		return waitLocal, waitGrace
 	}
-	return waitRemote
+	return waitRemote, waitGrace
 }
 
 // Reasons why a pull is over and another one has to go on. They are not told to anybody.
@@ -70,7 +82,7 @@ var (
 func openPull(ctx context.Context, op fault.Op, p *period, c pullConfig) (*pull, error) {
 	inbox := p.nc.NewInbox()
 	name := "mecha-" + inbox[len("_INBOX."):]
-	u := &pull{p: p, op: op, inbox: inbox, window: c.window, bytes: c.bytes, noWait: c.noWait,
+	u := &pull{p: p, op: op, inbox: inbox, window: c.window, bytes: c.bytes, noWait: c.noWait, replicated: c.replicated,
 		nexts: "$JS.API.CONSUMER.MSG.NEXT." + c.stream + "." + name, ends: "$JS.API.CONSUMER.DELETE." + c.stream + "." + name}
 	config := jetstream.ConsumerConfig{
 		Name: name, FilterSubject: c.filter, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(c.from, 1),
@@ -158,9 +170,9 @@ func (u *pull) take(ctx context.Context, closed <-chan struct{}, wait bool) (*na
 			return nil, nil
 		}
 		if u.late == nil {
-			u.late = time.NewTimer(time.Until(u.expiry) + waitGrace)
+			u.late = time.NewTimer(time.Until(u.expiry))
 		} else {
-			u.late.Reset(time.Until(u.expiry) + waitGrace)
+			u.late.Reset(time.Until(u.expiry))
 		}
 		defer u.late.Stop()
 		select {
@@ -194,7 +206,7 @@ func (u *pull) ask() error {
 	if size > 0 {
 		body = strconv.AppendInt(append(body, `,"max_bytes":`...), int64(size), 10)
 	}
-	wait := u.wait()
+	wait, grace := u.patience()
 	if u.noWait {
 		wait = 0
 		body = append(body, `,"no_wait":true`...)
@@ -206,7 +218,7 @@ func (u *pull) ask() error {
 	}
 	u.alone = false
 	u.due = batch
-	u.expiry = time.Now().Add(wait)
+	u.expiry = time.Now().Add(wait + grace)
 	return nil
 }
 
