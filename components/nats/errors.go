@@ -21,6 +21,7 @@ const (
 	codeStorage        = 10047
 	codeStreamCreate   = 10049 // its store cannot be made: one of the name may still be cleared away
 	codeMaxPayload     = 10054
+	codeMaxConsumers   = 10026
 	codeStreamNotFound = 10059
 	codeWrongLastSeq   = 10071
 	codeWrongLastConst = 10164 // the same, where the server does not tell the sequence
@@ -111,6 +112,8 @@ func refusal(op fault.Op, what string, e *apiError) *fault.Error {
 		code, hint = fault.Conflict, "; read it again"
 	case codeAccountFull, codeInsufficient, codeStorage:
 		code, hint = fault.Exhausted, "; is the disk full?"
+	case codeMaxConsumers:
+		code, hint = fault.Exhausted, "; every reader of a partition is one: raise the limit of the account or stream"
 	case codeStreamCreate:
 		code = fault.Unavailable
 	case codeMaxPayload, codeBatchTooLarge:

@@ -244,21 +244,9 @@ func (w *ledgerWatch) run(ctx context.Context) error {
 
 // follow tells of entries as long as one consumer lasts; good tells that it told of any state.
 func (w *ledgerWatch) follow(ctx context.Context) (good bool, err error) {
-	p, err := w.b.conn.acquire(ctx, opLedgerWatch)
+	u, s, err := w.open(ctx)
 	if err != nil {
-		return false, err
-	}
-	s, err := w.b.streams(ctx, opLedgerWatch, p)
-	if err != nil {
-		return false, err
-	}
-	u, err := openPull(ctx, opLedgerWatch, p, w.config)
-	if err != nil {
-		w.b.log.made.CompareAndSwap(s, nil) // perhaps the stream is gone
-		if errors.Is(err, errNoStream) {
-			err = nil
-		}
-		return false, err
+		return false, interruption(err)
 	}
 	defer u.close()
 	if err := w.snapshot(ctx, u); err != nil {
@@ -269,7 +257,7 @@ func (w *ledgerWatch) follow(ctx context.Context) (good bool, err error) {
 		m, at, err := u.next(ctx, w.closing, len(w.entries) == 0)
 		switch {
 		case err != nil:
-			w.b.log.made.CompareAndSwap(s, nil) // as above
+			w.b.log.made.CompareAndSwap(s, nil) // perhaps the stream is gone
 			return true, interruption(err)
 		case m != nil:
 			w.add(m, at)
@@ -280,9 +268,32 @@ func (w *ledgerWatch) follow(ctx context.Context) (good bool, err error) {
 	}
 }
 
+// open makes a consumer.
+func (w *ledgerWatch) open(ctx context.Context) (*pull, *madeStreams, error) {
+	if w.begun { // the first attempt takes as long as its caller lets it
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, readOpen)
+		defer cancel()
+	}
+	p, err := w.b.conn.acquire(ctx, opLedgerWatch)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := w.b.streams(ctx, opLedgerWatch, p)
+	if err != nil {
+		return nil, nil, err
+	}
+	w.config.replicated = s.entries
+	u, err := openPull(ctx, opLedgerWatch, p, w.config)
+	if err != nil {
+		w.b.log.made.CompareAndSwap(s, nil) // perhaps the stream is gone
+	}
+	return u, s, err
+}
+
 // interruption is nil for what another consumer mends.
 func interruption(err error) error {
-	if errors.Is(err, errInterrupted) {
+	if errors.Is(err, errInterrupted) || errors.Is(err, errNoStream) {
 		return nil
 	}
 	return err

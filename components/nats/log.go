@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"math"
 	"slices"
 	"strconv"
@@ -56,6 +57,9 @@ const (
 	maxEntryRemote = 1<<20 - 64<<10
 	// headersRoom is what is left to headers of a record of the largest size.
 	headersRoom = 64 << 10
+
+	// mostReaders bounds the readers of a stream; where it has no bound, servers allow 1000.
+	mostReaders = 1_000_000
 
 	headerSchedule       = "Nats-Schedule"
 	headerScheduleTarget = "Nats-Schedule-Target"
@@ -114,9 +118,9 @@ func (b *pubsub) makeRecords(ctx context.Context, op fault.Op, p *period) (*jets
 		Name: b.log.records, Description: "records of Mecha", Subjects: []string{b.log.prefix + "*.*", b.log.prefix + "*.*.at.*"},
 		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld, MaxAge: b.c.MaxAge, MaxBytes: b.c.MaxBytes.Int64(),
 		Duplicates: b.c.DedupWindow, Storage: jetstream.FileStorage, Replicas: b.replicas,
-		AllowDirect: true, AllowMsgTTL: true, AllowMsgSchedules: true, AllowAtomicPublish: true,
+		MaxConsumers: mostReaders, AllowDirect: true, AllowMsgTTL: true, AllowMsgSchedules: true, AllowAtomicPublish: true,
 	}
-	info, err := makeStream(ctx, p, want, func(have *jetstream.StreamConfig) bool {
+	fit := func(have *jetstream.StreamConfig) bool {
 		fine := have.AllowDirect && have.AllowMsgTTL && have.AllowMsgSchedules && have.AllowAtomicPublish
 		have.AllowDirect, have.AllowMsgTTL, have.AllowMsgSchedules, have.AllowAtomicPublish = true, true, true, true
 		for _, s := range want.Subjects {
@@ -125,7 +129,12 @@ func (b *pubsub) makeRecords(ctx context.Context, op fault.Op, p *period) (*jets
 			}
 		}
 		return fine
-	})
+	}
+	info, err := makeStream(ctx, p, want, fit)
+	if api, is := errors.AsType[*jetstream.APIError](err); is && api.ErrorCode == codeMaxConsumers {
+		want.MaxConsumers = 0 // the account has a limit, which then is the stream's
+		info, err = makeStream(ctx, p, want, fit)
+	}
 	if err != nil {
 		return nil, adminError(op, "stream "+want.Name, err)
 	}

@@ -5,7 +5,9 @@ package nats_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -120,6 +122,113 @@ func TestKilledNodeLosesNoRecords(t *testing.T) {
 				t.Fatalf("partition %d: record %d was read as %s at %d, and is %s at %d", p, i, got[p][i].Data, got[p][i].Position, r.Data, r.Position)
 			}
 		}
+	}
+}
+
+// Delayed records and what is known of IDs outlive the node.
+func TestKilledNodeKeepsDelayedRecordsAndIDs(t *testing.T) {
+	dir := nodeDir(t)
+	l := embeddedLog(t, dir, "pubsub")
+	defer l.Close(context.Background())
+	retry := func(recs ...block.LogRecord) []block.AppendResult {
+		t.Helper()
+		var out []block.AppendResult
+		waitFor(t, "an answer", func() bool { // calls under way fail when the node is killed
+			out = l.Append(t.Context(), recs)
+			return !slices.ContainsFunc(out, func(r block.AppendResult) bool { return r.Err != nil })
+		})
+		return out
+	}
+	start := time.Now()
+	var recs []block.LogRecord
+	for i := range 8 {
+		r := rec("t", 0, strconv.Itoa(i))
+		r.DeliverAt, r.ID, r.Key = start.Add(time.Duration(i)*400*time.Millisecond+600*time.Millisecond), "id"+strconv.Itoa(i), "k"
+		recs = append(recs, r)
+	}
+	retry(recs...)
+	plain := rec("t", 1, "plain")
+	plain.ID = "x"
+	first := retry(plain)[0]
+	r := reader(t, l, "t", 0, 0, block.ReadOptions{})
+	for i := range 8 {
+		if i%2 == 0 {
+			killNode(t, dir)
+		}
+		if again := retry(plain)[0]; !again.Duplicate || again.Position != first.Position {
+			t.Errorf("the same ID again: %+v, want a duplicate of the one at %d", again, first.Position)
+		}
+		got := read(t, r, 1)[0]
+		if string(got.Data) != strconv.Itoa(i) || got.Key != "k" || time.Now().Before(recs[i].DeliverAt) {
+			t.Fatalf("record %d came as %q with key %q, %v after it was due", i, got.Data, got.Key, time.Since(recs[i].DeliverAt))
+		}
+	}
+	late := recs[0]
+	late.ID, late.DeliverAt = "late", time.Now().Add(time.Hour)
+	retry(late)
+	killNode(t, dir)
+	if again := retry(late)[0]; !again.Duplicate {
+		t.Errorf("a delayed record again: %+v, want a duplicate", again)
+	}
+	end := retry(rec("t", 0, "end"))
+	if got := read(t, r, 1)[0]; got.Position != end[0].Position {
+		t.Errorf("after all delayed records came %q", got.Data)
+	}
+}
+
+// A batch is there wholly or not at all, wherever the node is killed.
+func TestKilledNodeKeepsBatchesWhole(t *testing.T) {
+	dir := nodeDir(t)
+	l := embeddedLog(t, dir, "pubsub")
+	defer l.Close(context.Background())
+	if err := l.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const size = 20
+	stop := make(chan struct{})
+	acked := 0
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			batch := make([]block.LogRecord, size)
+			for i := range batch {
+				batch[i] = rec("t", 0, fmt.Sprint(n, "/", i))
+			}
+			if _, err := l.(block.LogAtomic).AppendAtomic(t.Context(), batch); err == nil {
+				acked++
+			}
+		}
+	})
+	for range 4 {
+		time.Sleep(200 * time.Millisecond)
+		killNode(t, dir)
+	}
+	close(stop)
+	writing.Wait()
+	waitFor(t, "the end", func() bool { return l.Append(t.Context(), []block.LogRecord{rec("t", 0, "end")})[0].Err == nil })
+	r := reader(t, l, "t", 0, 0, block.ReadOptions{})
+	whole := 0
+	for {
+		got := read(t, r, 1)
+		if string(got[0].Data) == "end" {
+			break
+		}
+		n, _, _ := strings.Cut(string(got[0].Data), "/")
+		got = append(got, read(t, r, size-1)...)
+		for i, rec := range got {
+			if string(rec.Data) != fmt.Sprint(n, "/", i) {
+				t.Fatalf("in place of record %d of batch %s came %q: a batch is there in part", i, n, rec.Data)
+			}
+		}
+		whole++
+	}
+	if whole < acked || acked == 0 {
+		t.Errorf("%d batches were acknowledged and %d are there", acked, whole)
 	}
 }
 

@@ -39,7 +39,9 @@ const (
 	readBytes    = 4 << 20
 	// readPause is between attempts to make a consumer, at first and at most.
 	readPause     = 50 * time.Millisecond
-	readPauseMost = 5 * time.Second
+	readPauseMost = 2 * time.Second
+	// readOpen bounds one attempt: a cluster that has lost a server leaves requests unanswered.
+	readOpen = 4 * time.Second
 )
 
 // OpenReader makes a reader and its first consumer.
@@ -77,7 +79,7 @@ func (r *logReader) open(ctx context.Context, op fault.Op) error {
 		case !s.born.Equal(r.born):
 			return fault.New(op, fault.Lost, "stream %s was removed and made anew; its positions begin at 1 again", r.b.log.records)
 		}
-		r.config.from = r.next
+		r.config.from, r.config.replicated = r.next, s.records
 		u, err := openPull(ctx, opRead, p, r.config)
 		if errors.Is(err, errNoStream) {
 			r.b.log.made.CompareAndSwap(s, nil)
@@ -192,7 +194,9 @@ func (r *logReader) reopen(ctx context.Context) error {
 			}
 		}
 		r.pause = min(max(2*r.pause, readPause), readPauseMost)
-		err := r.open(ctx, opRead)
+		short, cancel := context.WithTimeout(ctx, readOpen)
+		err := r.open(short, opRead)
+		cancel()
 		if err == nil || final(err) || ctx.Err() != nil || r.b.conn.life.Err() != nil {
 			return err
 		}

@@ -30,12 +30,13 @@ type pull struct {
 	sub   *natsgo.Subscription
 	in    chan *natsgo.Msg
 
-	window, bytes int  // how much may be asked for and not be taken
-	due, dueBytes int  // how much is
+	window, bytes int  // how much is asked for at once
+	due           int  // how many messages of the last request have not come
 	alone         bool // the next message is larger than bytes
+	replicated    bool
 	noWait        bool // the server answers with what it has, and then ends the request
 	count         uint64
-	expiry        time.Time // when the last request ends at the latest
+	expiry        time.Time // when an answer to the last request is due at the latest
 	late          *time.Timer
 }
 
@@ -45,17 +46,28 @@ type pullConfig struct {
 	from           uint64 // 0: the last message of each subject, then what follows
 	window, bytes  int
 	noWait         bool
+	replicated     bool // several servers keep the stream
 }
 
 // pullForget is after what time the server forgets a consumer nobody asks.
 const pullForget = time.Minute
 
-// How long a request for messages waits at the server: session.go says why.
-func (u *pull) wait() time.Duration {
-	if u.p.local {
-		return waitLocal
+// Where several servers keep a stream, the one that has the consumer may die, and nobody says so.
+const (
+	waitReplicated  = 5 * time.Second
+	graceReplicated = 2 * time.Second
+)
+
+// patience is how long a request for messages waits at the server, and how much longer for an
+// answer: session.go says why.
+func (u *pull) patience() (wait, grace time.Duration) {
+	switch {
+	case u.replicated:
+		return waitReplicated, graceReplicated
+	case u.p.local:
+		return waitLocal, waitGrace
 	}
-	return waitRemote
+	return waitRemote, waitGrace
 }
 
 // Reasons why a pull is over and another one has to go on. They are not told to anybody.
@@ -70,7 +82,7 @@ var (
 func openPull(ctx context.Context, op fault.Op, p *period, c pullConfig) (*pull, error) {
 	inbox := p.nc.NewInbox()
 	name := "mecha-" + inbox[len("_INBOX."):]
-	u := &pull{p: p, op: op, inbox: inbox, window: c.window, bytes: c.bytes, noWait: c.noWait,
+	u := &pull{p: p, op: op, inbox: inbox, window: c.window, bytes: c.bytes, noWait: c.noWait, replicated: c.replicated,
 		nexts: "$JS.API.CONSUMER.MSG.NEXT." + c.stream + "." + name, ends: "$JS.API.CONSUMER.DELETE." + c.stream + "." + name}
 	config := jetstream.ConsumerConfig{
 		Name: name, FilterSubject: c.filter, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(c.from, 1),
@@ -108,8 +120,8 @@ func openPull(ctx context.Context, op fault.Op, p *period, c pullConfig) (*pull,
 	if made.Config.MaxBatch > 0 {
 		u.window = min(u.window, made.Config.MaxBatch)
 	}
-	// Statuses come on top of messages: one for each request, of which there are three at most.
-	u.in = make(chan *natsgo.Msg, u.window+8)
+	// Statuses come on top of messages: one for each request.
+	u.in = make(chan *natsgo.Msg, u.window+4)
 	if u.sub, err = p.nc.ChanSubscribe(inbox, u.in); err != nil {
 		return nil, sendError(op, err)
 	}
@@ -142,7 +154,6 @@ func (u *pull) next(ctx context.Context, closed <-chan struct{}, wait bool) (*na
 			continue
 		}
 		u.due--
-		u.dueBytes -= m.Size()
 		if u.count++; at.count != u.count {
 			return nil, stand{}, errInterrupted // one got lost on the way
 		}
@@ -159,9 +170,9 @@ func (u *pull) take(ctx context.Context, closed <-chan struct{}, wait bool) (*na
 			return nil, nil
 		}
 		if u.late == nil {
-			u.late = time.NewTimer(time.Until(u.expiry) + waitGrace)
+			u.late = time.NewTimer(time.Until(u.expiry))
 		} else {
-			u.late.Reset(time.Until(u.expiry) + waitGrace)
+			u.late.Reset(time.Until(u.expiry))
 		}
 		defer u.late.Stop()
 		select {
@@ -180,18 +191,13 @@ func (u *pull) take(ctx context.Context, closed <-chan struct{}, wait bool) (*na
 	return m, nil
 }
 
-// ask requests as much as there is room for, once that is half of all: asking for each message
-// alone would cost as much as the message.
+// ask requests messages when all that were asked for have been taken. One request at a time bounds
+// exactly what waits here; the pause until its first message is short beside what a full one brings.
 func (u *pull) ask() error {
-	switch {
-	case u.due > u.window/2, u.noWait && u.due > 0:
-		return nil
-	case u.due <= 0:
-		u.due, u.dueBytes = 0, 0 // a server need not tell of bytes nobody used
-	case u.bytes-u.dueBytes < u.bytes/4:
+	if u.due > 0 {
 		return nil
 	}
-	batch, size := u.window-u.due, u.bytes-u.dueBytes
+	batch, size := u.window, u.bytes
 	body := append(make([]byte, 0, 96), `{"batch":`...)
 	if u.alone {
 		batch, size = 1, 0
@@ -200,7 +206,7 @@ func (u *pull) ask() error {
 	if size > 0 {
 		body = strconv.AppendInt(append(body, `,"max_bytes":`...), int64(size), 10)
 	}
-	wait := u.wait()
+	wait, grace := u.patience()
 	if u.noWait {
 		wait = 0
 		body = append(body, `,"no_wait":true`...)
@@ -211,34 +217,29 @@ func (u *pull) ask() error {
 		return err
 	}
 	u.alone = false
-	u.due += batch
-	u.dueBytes += size
-	u.expiry = time.Now().Add(wait)
+	u.due = batch
+	u.expiry = time.Now().Add(wait + grace)
 	return nil
 }
 
 // status handles the server's word on a request.
 func (u *pull) status(m *natsgo.Msg) error {
-	left, err := strconv.Atoi(m.Header.Get("Nats-Pending-Messages"))
-	bytes, _ := strconv.Atoi(m.Header.Get("Nats-Pending-Bytes"))
 	code, about := statusOf(m), m.Header.Get("Description")
 	switch {
-	case code == "100": // a heartbeat
+	case code == "100", code == "409" && about == "Batch Completed": // a heartbeat; what is known
 		return nil
-	case u.noWait && (code == "404" || code == "408"):
-		u.noWait, u.due = false, 0
-		return errEnd
-	case err != nil: // the consumer is gone, the server shuts down, …
-		return errInterrupted
-	case code == "404", code == "408", code == "409" && about == "Batch Completed":
+	case code == "404", code == "408":
+		u.due = 0
+		if u.noWait {
+			u.noWait = false
+			return errEnd
+		}
+		return nil
 	case code == "409" && about == "Message Size Exceeds MaxBytes":
-		u.alone = u.due-left <= 0
-	default:
-		return errInterrupted
+		u.due, u.alone = 0, true
+		return nil
 	}
-	u.due -= left
-	u.dueBytes -= bytes
-	return nil
+	return errInterrupted // the consumer is gone, the server shuts down, …
 }
 
 // stand is where a message of a consumer stands.
