@@ -47,6 +47,8 @@ type Messaging interface {
 	// ResizeTopic adds a generation of that many partitions. fault.Invalid (bad_partitions): the
 	// broker cannot have that number.
 	ResizeTopic(ctx context.Context, component, topic string, partitions int) (engine.TopicInfo, error)
+	// Ending is closed when the sidecar ends and streams of publishers are to end.
+	Ending() <-chan struct{}
 }
 
 // Publisher publishes to one topic. Publish, Resume and Close are called by one goroutine.

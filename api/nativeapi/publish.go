@@ -76,10 +76,18 @@ func (s *messagingServer) Publish(ss grpc.BidiStreamingServer[mechav1.PublishFra
 	}
 	pub := &publishing{ss: ss, p: p, topic: open.GetTopic(), producer: open.GetProducerId() != "",
 		queue: make(chan *batch, maxBatches-1), room: make(chan struct{}, 1), broken: make(chan struct{})}
-	sent := make(chan error, 1)
+	sent, done := make(chan error, 1), make(chan error, 1)
 	go func() { sent <- pub.answer() }()
-	err = pub.read()
-	close(pub.queue)
+	go func() {
+		defer close(pub.queue)
+		done <- pub.read()
+	}()
+	select {
+	case err = <-done:
+	case <-s.s.Ending():
+		// What is not answered by now the caller sends again, to where it connects next.
+		return apierr.Native(fault.New(opMessaging, fault.Unavailable, "the sidecar is shutting down"))
+	}
 	if failed := <-sent; failed != nil {
 		return failed // the stream is gone; what was wrong with a frame can be told no more
 	}

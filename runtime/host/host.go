@@ -397,6 +397,7 @@ func (h *Sidecar) stop() error {
 	h.services.State.EndWatches() // like those
 	h.services.Cache.EndWatches()
 	h.drainEvents(ctx)
+	h.services.PubSub.EndStreams()
 	h.outbox.Close() // its streams have ended with the others
 	var drains sync.WaitGroup
 	for _, s := range h.servers {

@@ -17,6 +17,12 @@ import (
 // What the native API asks for goes to the engine as it is; here is decided who may use which topic, under
 // which name the broker has it, and which policy governs it. Messages are the app's bytes: no envelope.
 
+// Ending is closed by EndStreams.
+func (s *Service) Ending() <-chan struct{} { return s.ending }
+
+// EndStreams ends the streams of publishers, which would keep the edges from draining. It is called once.
+func (s *Service) EndStreams() { close(s.ending) }
+
 // topicOf is what a component's broker calls a topic, for publishing or subscribing.
 func (s *Service) topicOf(op fault.Op, component, topic string, publish bool) (*catalog.Handle[block.PubSub], *rules, error) {
 	h, err := s.lookup(component, topic)

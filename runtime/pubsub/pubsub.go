@@ -121,6 +121,7 @@ type Service struct {
 
 	manager manager
 	engines engines
+	ending  chan struct{} // closed by EndStreams
 }
 
 // New makes the service. Subscriptions do not run before Resume.
@@ -133,6 +134,7 @@ func New(stores *catalog.Store[block.PubSub], self identity.Self, opts Options) 
 		s.opts.MaxInFlight = defaultInFlight
 	}
 	s.manager.init()
+	s.ending = make(chan struct{})
 	s.engines.all, s.engines.over = map[block.Log]*engine.Engine{}, make(chan struct{})
 	return s
 }

@@ -377,3 +377,6 @@ func (e *Engine) Unpark(_ context.Context, component, name, topic string, id int
 	}
 	return len(k.positions), nil
 }
+
+// Ending implements nativeapi.Messaging: this one never ends.
+func (e *Engine) Ending() <-chan struct{} { return nil }
