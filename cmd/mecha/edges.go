@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/mecha-project/mecha/api/grpcapi"
 	"github.com/mecha-project/mecha/api/httpapi"
@@ -15,6 +16,7 @@ import (
 	"github.com/mecha-project/mecha/api/peerapi"
 	"github.com/mecha-project/mecha/runtime/host"
 	"github.com/mecha-project/mecha/runtime/invoke"
+	"github.com/mecha-project/mecha/runtime/pubsub"
 	"github.com/mecha-project/mecha/runtime/settings"
 	"github.com/mecha-project/mecha/runtime/telemetry"
 )
@@ -29,8 +31,9 @@ type edges struct {
 	tracing    *tracing
 	middleware *middlewareSet
 
-	peers    *peerapi.Client
-	external *httpapi.External
+	peers     *peerapi.Client
+	external  *httpapi.External
+	consumers *atomic.Pointer[pubsub.Service] // for the metrics port
 }
 
 var _ host.Edges = (*edges)(nil)
@@ -98,6 +101,7 @@ func (e *edges) Servers(s *host.Services) ([]host.Server, error) {
 	}
 	obs := &serverObserver{metrics: e.metrics, api: telemetry.NewAPILog(apiLog, logging), grpc: telemetry.NewAPILog(telemetry.Scope(e.log, "dapr.runtime.grpc.api-info"), logging)}
 
+	e.consumers.Store(s.PubSub)
 	native := &nativeapi.Server{State: s.State, Lock: s.Lock, Cache: s.Cache, Messaging: messaging{s.PubSub}}
 	web := httpapi.New(httpapi.Options{Native: native.Register, AppID: e.set.AppID, Token: e.set.APIToken.Reveal(), MaxBody: int64(e.set.MaxBodySize), MaxHeader: e.maxHeader(),
 		Origins: splitList(e.set.AllowedOrigins), Allow: e.httpRules(), Pipeline: e.middleware.api(e.config.HTTPPipeline), H2C: !e.set.HTTPDisableH2C,

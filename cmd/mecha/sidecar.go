@@ -17,6 +17,7 @@ import (
 	"github.com/mecha-project/mecha/api/adminapi"
 	"github.com/mecha-project/mecha/components/pluggable"
 	"github.com/mecha-project/mecha/runtime/host"
+	"github.com/mecha-project/mecha/runtime/pubsub"
 	"github.com/mecha-project/mecha/runtime/settings"
 	"github.com/mecha-project/mecha/runtime/telemetry"
 )
@@ -179,7 +180,8 @@ func buildSidecar(ctx context.Context, set *settings.Settings, log *slog.Logger)
 		return err
 	}
 	asked := &policyPort{app: set.AppID, namespace: set.Namespace}
-	admin := adminServer(set, metrics, asked, log)
+	var consumers atomic.Pointer[pubsub.Service]
+	admin := adminServer(set, metrics, asked, &consumers, log)
 	if err := admin.Start(); err != nil {
 		return err
 	}
@@ -193,16 +195,20 @@ func buildSidecar(ctx context.Context, set *settings.Settings, log *slog.Logger)
 	}
 	defer mw.close()
 	trace := &tracing{tracer: tracer, app: set.AppID, host: set.APIHosts()[0], httpPort: set.HTTPPort, grpcPort: set.GRPCPort}
-	edges := &edges{set: set, config: config, log: log, metrics: metrics, tracing: trace, resources: resources, middleware: mw}
+	edges := &edges{set: set, config: config, log: log, metrics: metrics, tracing: trace, resources: resources, middleware: mw, consumers: &consumers}
 	return host.Run(ctx, host.Options{Settings: set, Config: config, Resources: resources, Implicit: implicitComponents(), Backends: all, Secrets: secrets,
 		Version: version, Log: log, Metrics: metrics, Tracer: tracer, Tracing: trace, Loaded: mw.infos(), Edges: edges, Governed: asked.engine.Store})
 }
 
-func adminServer(set *settings.Settings, metrics *telemetry.Metrics, asked *policyPort, log *slog.Logger) *adminapi.Server {
+func adminServer(set *settings.Settings, metrics *telemetry.Metrics, asked *policyPort, consumers *atomic.Pointer[pubsub.Service], log *slog.Logger) *adminapi.Server {
 	o := adminapi.Options{Log: telemetry.Scope(log, "dapr.runtime")}
 	if set.EnableMetrics {
 		o.MetricsAddr = adminapi.ListenAddr(set.MetricsListenAddress, set.MetricsPort)
-		o.Metrics = telemetry.Registry(metrics)
+		registry := telemetry.Registry(metrics)
+		if metrics != nil {
+			registry.MustRegister(telemetry.Partitions(set.AppID, func() []telemetry.Partition { return consumedPartitions(consumers.Load()) }))
+		}
+		o.Metrics = registry
 		o.Policy = asked
 	}
 	if set.EnableProfiling {

@@ -111,6 +111,7 @@ func (c *consumer) runLog(ctx, fetch, work context.Context, log block.Log) error
 		}
 	})
 	defer unhook()
+	defer c.s.running.add(c.h.Name, ec)()
 	err = ec.Run(ctx, c.s.engine(log), func(ev engine.Event) error {
 		switch ev := ev.(type) {
 		case engine.Deliver:

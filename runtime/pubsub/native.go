@@ -316,6 +316,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	}()
 	desc := call.Desc{Op: "subscribe", Resource: c.c.Options().Topics[0], Safety: call.Safe, Streamed: true, Lasting: true}
 	_, err := onLog(ctx, c.s, c.h, desc, func(ctx context.Context, e *engine.Engine) (struct{}, error) {
+		defer c.s.running.add(c.h.Name, c.c)()
 		return struct{}{}, c.c.Run(ctx, e, func(ev engine.Event) error {
 			c.tell(c.outer(ev))
 			return nil

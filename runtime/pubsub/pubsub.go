@@ -122,6 +122,7 @@ type Service struct {
 	manager manager
 	engines engines
 	ending  chan struct{} // closed by EndStreams
+	running running
 }
 
 // New makes the service. Subscriptions do not run before Resume.

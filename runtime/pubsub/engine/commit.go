@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"time"
 
 	"github.com/mecha-project/mecha/components/block"
@@ -14,6 +15,8 @@ const (
 	commitEvery = 200 * time.Millisecond
 	commitAcks  = 1000
 )
+
+const statusPatience = time.Second
 
 // commitLoop commits what changed until the consumer ends. One commit is under way at a time; the final ones
 // are part of releasing a partition.
@@ -94,8 +97,17 @@ func (c *Consumer) statusLoop() {
 	}
 }
 
-// Status is how the partitions are now. It asks the broker for their ends.
+// Status is how the partitions are now. It asks the broker for their ends, and tells what it knows if that
+// takes longer than statusPatience.
 func (c *Consumer) Status() Status {
+	c.mu.Lock()
+	life := c.life
+	c.mu.Unlock()
+	if life == nil {
+		return Status{}
+	}
+	ctx, cancel := context.WithTimeout(life, statusPatience)
+	defer cancel()
 	byTopic := map[string][]int32{}
 	c.mu.Lock()
 	for p, o := range c.owned {
@@ -106,7 +118,7 @@ func (c *Consumer) Status() Status {
 	c.mu.Unlock()
 	ends := map[Part]uint64{}
 	for topic, ids := range byTopic {
-		bounds, err := c.e.log.Bounds(c.life, topic, ids)
+		bounds, err := c.e.log.Bounds(ctx, topic, ids)
 		for i := range bounds {
 			if err == nil {
 				ends[Part{Topic: topic, ID: ids[i]}] = bounds[i].Next
