@@ -137,8 +137,7 @@ func TestBarrier(t *testing.T) {
 	for range 4 {
 		<-started
 	}
-	revoking, moved := make(chan struct{}), make(chan *mechav1.Assigned, 8)
-	_ = revoking
+	moved := make(chan *mechav1.Assigned, 8)
 	second := make(chan *mecha.Message, 8)
 	b := consume(t, c, mecha.ConsumeOptions{Instance: "b", OnFrame: func(f *mechav1.BrokerFrame) {
 		if a := f.GetAssigned(); a != nil {
@@ -381,11 +380,11 @@ func TestConsumeRefused(t *testing.T) {
 	_, _, c := start(t)
 	never := func(context.Context, *mecha.Message) error { return nil }
 	for reason, o := range map[string]mecha.ConsumeOptions{
-		"NO_SUCH_COMPONENT":               {PubSub: "none"},
-		"FORBIDDEN_TOPIC":                 {Topics: []string{fakeengine.Forbidden}},
-		mecha.ReasonMissingCapability:     {Require: []mechav1.Capability{99}},
-		"NO_SUCH_PARTITION":               {Manual: []*mechav1.Partition{{Topic: "orders", Partition: 99}}},
-		mecha.ReasonInstanceReplaced + "": {Instance: "pod"},
+		"NO_SUCH_COMPONENT":           {PubSub: "none"},
+		"FORBIDDEN_TOPIC":             {Topics: []string{fakeengine.Forbidden}},
+		mecha.ReasonMissingCapability: {Require: []mechav1.Capability{99}},
+		"NO_SUCH_PARTITION":           {Manual: []*mechav1.Partition{{Topic: "orders", Partition: 99}}},
+		mecha.ReasonInstanceReplaced:  {Instance: "pod"},
 	} {
 		r := consume(t, c, o, never)
 		if reason == mecha.ReasonInstanceReplaced {
