@@ -323,11 +323,7 @@ func (s *session) deliver(d *mechav1.Deliver) {
 	}
 	for _, m := range d.GetMessages() {
 		s.queue = append(s.queue, messageOf(t, m))
-	}
-	if len(d.GetMessages()) == 1 {
 		s.ready.Signal()
-	} else {
-		s.ready.Broadcast()
 	}
 }
 
