@@ -42,7 +42,7 @@ type ConsumeOptions struct {
 	// OnFrame sees every frame but deliveries, before it is acted upon: assignments, status,
 	// faults. It must not block.
 	OnFrame func(*mechav1.BrokerFrame)
-	// Log tells of reconnections, faults and failed handlers. Default: slog.Default.
+	// Log tells of reconnections, faults and errors of handlers. Default: slog.Default.
 	Log *slog.Logger
 }
 
@@ -323,11 +323,7 @@ func (s *session) deliver(d *mechav1.Deliver) {
 	}
 	for _, m := range d.GetMessages() {
 		s.queue = append(s.queue, messageOf(t, m))
-	}
-	if len(d.GetMessages()) == 1 {
 		s.ready.Signal()
-	} else {
-		s.ready.Broadcast()
 	}
 }
 
@@ -400,14 +396,16 @@ func (s *session) done(t *turn, m *Message, err error) {
 // nack hands a message back. Locked.
 func (s *session) nack(m *Message, err error) {
 	out := &mechav1.Nack{Topic: m.Topic, Partition: m.Partition, Epoch: m.Epoch, Position: m.Position, Remedy: mechav1.Remedy_REMEDY_RETRY, Reason: reasonText(err)}
+	level := slog.LevelWarn
 	var v *verdict
 	if errors.As(err, &v) {
+		level = slog.LevelDebug // the handler knows what it does
 		out.Remedy = v.remedy
 		if v.remedy == mechav1.Remedy_REMEDY_RETRY {
 			out.Delay = durationpb.New(max(v.delay, 0))
 		}
 	}
-	s.o.Log.Warn("a handler failed", "topic", m.Topic, "partition", m.Partition, "position", m.Position, "attempt", m.Attempt, "then", out.GetRemedy(), "error", err)
+	s.o.Log.Log(s.ctx, level, "a handler failed", "topic", m.Topic, "partition", m.Partition, "position", m.Position, "attempt", m.Attempt, "then", out.GetRemedy(), "error", err)
 	s.frames = append(s.frames, &mechav1.ConsumerFrame{Frame: &mechav1.ConsumerFrame_Nack{Nack: out}})
 	s.signal()
 }

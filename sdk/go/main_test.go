@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -68,7 +69,11 @@ func (s *sidecar) cut() {
 func (s *sidecar) close() { s.stop() }
 
 func listen(m nativeapi.Messaging, address, token string, maxMessage int) (*sidecar, error) {
-	l, err := net.Listen("tcp", address)
+	network := "tcp"
+	if strings.HasPrefix(address, "/") {
+		network = "unix"
+	}
+	l, err := net.Listen(network, address)
 	if err != nil {
 		return nil, err
 	}
