@@ -94,23 +94,46 @@ func (b *pubsub) streams(ctx context.Context, op fault.Op, p *period) (*madeStre
 	select {
 	case l.making <- struct{}{}:
 		defer func() { <-l.making }()
+	case <-p.over:
+		return nil, overError(op)
 	case <-ctx.Done():
 		return nil, fault.Wrap(op, fault.Canceled, ctx.Err())
 	}
 	if s := l.made.Load(); s != nil && s.p == p { // somebody did it meanwhile
 		return s, nil
 	}
+	// The client library's own requests do not end with the connection.
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-p.over:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	defer func() { cancel(); <-ended }()
 	records, err := b.makeRecords(ctx, op, p)
-	if err != nil {
-		return nil, err
+	var entries *jetstream.StreamInfo
+	if err == nil {
+		entries, err = b.makeLedger(ctx, op, p)
 	}
-	entries, err := b.makeLedger(ctx, op, p)
 	if err != nil {
-		return nil, err
+		select {
+		case <-p.over:
+			return nil, overError(op)
+		default:
+			return nil, err
+		}
 	}
 	s := &madeStreams{p: p, born: records.Created, records: records.Config.Replicas > 1, entries: entries.Config.Replicas > 1}
 	l.made.Store(s)
 	return s, nil
+}
+
+func overError(op fault.Op) error {
+	return fault.New(op, fault.Unavailable, "the connection was lost meanwhile").WithSent(fault.SentNever)
 }
 
 func (b *pubsub) makeRecords(ctx context.Context, op fault.Op, p *period) (*jetstream.StreamInfo, error) {

@@ -617,3 +617,16 @@ func TestRecordsBelongToCaller(t *testing.T) {
 		}
 	}
 }
+
+// A request ends without a word of the server when its last byte is used up, whatever number that is.
+func TestReaderOfExactBytes(t *testing.T) {
+	l := serverLog(t, startServer(t).ClientURL(), "pubsub")
+	defer l.Close(context.Background())
+	const all = 40
+	appended(t, l, numbered("t", 0, 1000, all)...)
+	for size := 300; size < 520; size++ {
+		r := reader(t, l, "t", 0, 0, block.ReadOptions{Messages: 20, Bytes: size})
+		read(t, r, all)
+		r.Close()
+	}
+}

@@ -31,7 +31,7 @@ type pull struct {
 	in    chan *natsgo.Msg
 
 	window, bytes int  // how much is asked for at once
-	due           int  // how many messages of the last request have not come
+	due, dueBytes int  // how much of the last request has not come
 	alone         bool // the next message is larger than bytes
 	replicated    bool
 	noWait        bool // the server answers with what it has, and then ends the request
@@ -153,7 +153,12 @@ func (u *pull) next(ctx context.Context, closed <-chan struct{}, wait bool) (*na
 			}
 			continue
 		}
-		u.due--
+		// A request ends without a word when the last byte of it is used up.
+		if u.dueBytes -= m.Size(); u.due == 1 || u.dueBytes == 0 {
+			u.due = 0
+		} else {
+			u.due--
+		}
 		if u.count++; at.count != u.count {
 			return nil, stand{}, errInterrupted // one got lost on the way
 		}
@@ -217,7 +222,7 @@ func (u *pull) ask() error {
 		return err
 	}
 	u.alone = false
-	u.due = batch
+	u.due, u.dueBytes = batch, size
 	u.expiry = time.Now().Add(wait + grace)
 	return nil
 }
