@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +42,10 @@ type logStreams struct {
 
 	making chan struct{} // has a token while somebody looks after the streams
 	made   atomic.Pointer[madeStreams]
+
+	idle time.Duration // after which readers park
+	mu   sync.Mutex
+	lots map[string]*parkLot // guarded by mu; by subjects of a topic
 }
 
 // madeStreams is what is known of the streams since the connection was last made.
@@ -67,11 +72,11 @@ const (
 	headerMarker         = "Nats-Marker-Reason"
 )
 
-func newLogStreams(name string) logStreams {
-	return logStreams{
+func newLogStreams(name string) *logStreams {
+	return &logStreams{
 		records: "MECHA_LOG_" + name, prefix: "mecha.log." + name + ".",
 		entries: "MECHA_LEDGER_" + name, keys: "mecha.ledger." + name + ".",
-		making: make(chan struct{}, 1),
+		making: make(chan struct{}, 1), idle: parkAfter,
 	}
 }
 
@@ -87,7 +92,7 @@ func (b *pubsub) LogFeatures() block.LogFeatures {
 
 // streams makes the streams unless they exist, and tells what they are.
 func (b *pubsub) streams(ctx context.Context, op fault.Op, p *period) (*madeStreams, error) {
-	l := &b.log
+	l := b.log
 	if s := l.made.Load(); s != nil && s.p == p {
 		return s, nil
 	}
