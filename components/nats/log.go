@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +42,10 @@ type logStreams struct {
 
 	making chan struct{} // has a token while somebody looks after the streams
 	made   atomic.Pointer[madeStreams]
+
+	idle time.Duration // after which readers park
+	mu   sync.Mutex
+	lots map[string]*parkLot // guarded by mu; by subjects of a topic
 }
 
 // madeStreams is what is known of the streams since the connection was last made.
@@ -67,11 +72,11 @@ const (
 	headerMarker         = "Nats-Marker-Reason"
 )
 
-func newLogStreams(name string) logStreams {
-	return logStreams{
+func newLogStreams(name string) *logStreams {
+	return &logStreams{
 		records: "MECHA_LOG_" + name, prefix: "mecha.log." + name + ".",
 		entries: "MECHA_LEDGER_" + name, keys: "mecha.ledger." + name + ".",
-		making: make(chan struct{}, 1),
+		making: make(chan struct{}, 1), idle: parkAfter,
 	}
 }
 
@@ -87,30 +92,53 @@ func (b *pubsub) LogFeatures() block.LogFeatures {
 
 // streams makes the streams unless they exist, and tells what they are.
 func (b *pubsub) streams(ctx context.Context, op fault.Op, p *period) (*madeStreams, error) {
-	l := &b.log
+	l := b.log
 	if s := l.made.Load(); s != nil && s.p == p {
 		return s, nil
 	}
 	select {
 	case l.making <- struct{}{}:
 		defer func() { <-l.making }()
+	case <-p.over:
+		return nil, overError(op)
 	case <-ctx.Done():
 		return nil, fault.Wrap(op, fault.Canceled, ctx.Err())
 	}
 	if s := l.made.Load(); s != nil && s.p == p { // somebody did it meanwhile
 		return s, nil
 	}
+	// The client library's own requests do not end with the connection.
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-p.over:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	defer func() { cancel(); <-ended }()
 	records, err := b.makeRecords(ctx, op, p)
-	if err != nil {
-		return nil, err
+	var entries *jetstream.StreamInfo
+	if err == nil {
+		entries, err = b.makeLedger(ctx, op, p)
 	}
-	entries, err := b.makeLedger(ctx, op, p)
 	if err != nil {
-		return nil, err
+		select {
+		case <-p.over:
+			return nil, overError(op)
+		default:
+			return nil, err
+		}
 	}
 	s := &madeStreams{p: p, born: records.Created, records: records.Config.Replicas > 1, entries: entries.Config.Replicas > 1}
 	l.made.Store(s)
 	return s, nil
+}
+
+func overError(op fault.Op) error {
+	return fault.New(op, fault.Unavailable, "the connection was lost meanwhile").WithSent(fault.SentNever)
 }
 
 func (b *pubsub) makeRecords(ctx context.Context, op fault.Op, p *period) (*jetstream.StreamInfo, error) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/mecha-project/mecha/components/block"
+	"github.com/mecha-project/mecha/components/nats"
 )
 
 // perMessage turns measure's figures of calls into figures of messages.
@@ -207,8 +208,14 @@ func residentOf(pid string) int {
 
 // BenchmarkLogIdleReaders tells what a reader costs that waits: memory in the node and here.
 func BenchmarkLogIdleReaders(b *testing.B) {
+	b.Run("with consumers", func(b *testing.B) { idleReaders(b, time.Hour) })
+	b.Run("parked", func(b *testing.B) { idleReaders(b, 500*time.Millisecond) })
+}
+
+func idleReaders(b *testing.B, park time.Duration) {
 	l, pid := openBenchLog(b)
-	const readers = 2000
+	nats.ParkAfter(l, park)
+	const readers, topics = 2048, 64
 	for b.Loop() {
 		var before, after runtime.MemStats
 		runtime.GC()
@@ -218,14 +225,14 @@ func BenchmarkLogIdleReaders(b *testing.B) {
 		var wg sync.WaitGroup
 		all := make([]block.LogReader, readers)
 		for i := range readers {
-			r, err := l.OpenReader(b.Context(), "t", int32(i), 0, block.ReadOptions{})
+			r, err := l.OpenReader(b.Context(), "t"+strconv.Itoa(i%topics), int32(i/topics), 0, block.ReadOptions{})
 			if err != nil {
 				b.Fatal(err)
 			}
 			all[i] = r
 			wg.Go(func() { _, _ = r.Next(ctx, 1, 1) })
 		}
-		time.Sleep(2 * time.Second)
+		time.Sleep(3 * time.Second)
 		runtime.GC()
 		runtime.ReadMemStats(&after)
 		b.ReportMetric(float64(residentOf(pid)-node)/readers, "node-KiB/reader")

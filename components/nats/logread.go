@@ -30,8 +30,9 @@ type logReader struct {
 
 	closed chan struct{}
 	mu     sync.Mutex
-	shut   bool  // guarded by mu
-	pull   *pull // guarded by mu; nil: one has to be made. Only Next changes it, and Close
+	shut   bool      // guarded by mu
+	pull   *pull     // guarded by mu; nil: one has to be made. Only Next changes it, and Close
+	parked *parkSpot // guarded by mu; then there is no pull
 }
 
 const (
@@ -52,7 +53,7 @@ func (b *pubsub) OpenReader(ctx context.Context, topic string, partition int32, 
 		return nil, err
 	}
 	r := &logReader{b: b, topic: topic, partition: partition, next: max(from, 1), closed: make(chan struct{}),
-		config: pullConfig{stream: b.log.records, filter: subject, window: opts.Messages, bytes: opts.Bytes}}
+		config: pullConfig{stream: b.log.records, filter: subject, window: opts.Messages, bytes: opts.Bytes, idle: b.log.idle}}
 	if r.config.window <= 0 {
 		r.config.window = readMessages
 	}
@@ -136,11 +137,16 @@ func (r *logReader) take(ctx context.Context, wait bool) (*natsgo.Msg, stand, er
 	}
 	for {
 		r.mu.Lock()
-		u, shut := r.pull, r.shut
+		u, shut, parked := r.pull, r.shut, r.parked
 		r.mu.Unlock()
 		switch {
 		case shut:
 			return nil, stand{}, errReaderClosed()
+		case parked != nil:
+			if woken, err := r.sleep(ctx, parked, wait); !woken {
+				return nil, stand{}, err
+			}
+			continue
 		case u == nil && !wait:
 			return nil, stand{}, nil
 		case u == nil:
@@ -156,6 +162,9 @@ func (r *logReader) take(ctx context.Context, wait bool) (*natsgo.Msg, stand, er
 		case errors.Is(err, errInterrupted):
 			r.drop(u)
 			continue
+		case errors.Is(err, errIdle):
+			r.rest(u)
+			continue
 		case err != nil || m == nil:
 			return nil, stand{}, err
 		}
@@ -168,7 +177,48 @@ func (r *logReader) take(ctx context.Context, wait bool) (*natsgo.Msg, stand, er
 	}
 }
 
-// drop gives a consumer up. Somebody may have removed its stream, so that is looked at again.
+// rest parks a reader whose consumer gave nothing for long.
+func (r *logReader) rest(u *pull) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.shut {
+		return
+	}
+	if r.parked = r.b.park(r.topic, r.config.filter, r.next); r.parked == nil {
+		u.idle = 0 // the component is being closed
+		return
+	}
+	u.close()
+	r.pull, r.pause = nil, 0
+}
+
+// sleep waits on a parked reader's spot. Without wait it only looks.
+func (r *logReader) sleep(ctx context.Context, parked *parkSpot, wait bool) (woken bool, err error) {
+	select {
+	case <-parked.wake:
+		woken = true
+	default:
+		if !wait {
+			return false, nil
+		}
+		select {
+		case <-parked.wake:
+			woken = true
+		case <-r.closed:
+			return false, errReaderClosed()
+		case <-r.b.conn.life.Done():
+			return false, closedError(opRead)
+		case <-ctx.Done():
+			return false, fault.Wrap(opRead, fault.Canceled, ctx.Err())
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.parked = nil
+	return woken, nil
+}
+
+// drop gives a consumer up.
 func (r *logReader) drop(u *pull) {
 	r.mu.Lock()
 	if r.pull == u {
@@ -176,11 +226,16 @@ func (r *logReader) drop(u *pull) {
 		u.close()
 	}
 	r.mu.Unlock()
+	r.b.log.doubt(u.p)
+}
+
+// doubt lets the streams be looked at again before they are used: a consumer of one is gone.
+func (l *logStreams) doubt(p *period) {
 	select {
-	case <-u.p.over:
+	case <-p.over:
 	default:
-		if s := r.b.log.made.Load(); s != nil && s.p == u.p {
-			r.b.log.made.CompareAndSwap(s, nil)
+		if s := l.made.Load(); s != nil && s.p == p {
+			l.made.CompareAndSwap(s, nil)
 		}
 	}
 }
@@ -189,7 +244,7 @@ func (r *logReader) drop(u *pull) {
 func (r *logReader) reopen(ctx context.Context) error {
 	for {
 		if r.pause > 0 {
-			if err := r.rest(ctx); err != nil {
+			if err := r.hold(ctx); err != nil {
 				return err
 			}
 		}
@@ -204,7 +259,7 @@ func (r *logReader) reopen(ctx context.Context) error {
 	}
 }
 
-func (r *logReader) rest(ctx context.Context) error {
+func (r *logReader) hold(ctx context.Context) error {
 	t := time.NewTimer(r.pause)
 	defer t.Stop()
 	select {
@@ -262,5 +317,9 @@ func (r *logReader) Close() {
 	if r.pull != nil {
 		r.pull.close()
 		r.pull = nil
+	}
+	if r.parked != nil {
+		r.parked.leave()
+		r.parked = nil
 	}
 }

@@ -111,7 +111,7 @@ type pubsub struct {
 
 	made atomic.Bool // the stream is known to exist
 
-	log       logStreams
+	log       *logStreams
 	maxRecord int // bytes; 0: the server decides
 
 	consumers tally // running calls of Consume and LedgerWatch

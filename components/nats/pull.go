@@ -31,19 +31,25 @@ type pull struct {
 	in    chan *natsgo.Msg
 
 	window, bytes int  // how much is asked for at once
-	due           int  // how many messages of the last request have not come
+	due, dueBytes int  // how much of the last request has not come
 	alone         bool // the next message is larger than bytes
 	replicated    bool
 	noWait        bool // the server answers with what it has, and then ends the request
 	count         uint64
 	expiry        time.Time // when an answer to the last request is due at the latest
+	idle          time.Duration
+	idleFrom      time.Time // since when nothing came, as far as anybody waited …
+	idleCount     uint64    // … and how many messages had come by then
 	late          *time.Timer
 }
 
 // pullConfig says what a pull reads.
 type pullConfig struct {
 	stream, filter string
-	from           uint64 // 0: the last message of each subject, then what follows
+	filters        []string // instead of filter
+	from           uint64   // 0: the last message of each subject, then what follows
+	headersOnly    bool
+	idle           time.Duration // after which a wait for a message ends with errIdle; 0: never
 	window, bytes  int
 	noWait         bool
 	replicated     bool // several servers keep the stream
@@ -74,6 +80,7 @@ func (u *pull) patience() (wait, grace time.Duration) {
 var (
 	errInterrupted = errors.New("the consumer has to be made anew")
 	errEnd         = errors.New("there is no more for now") // only with noWait
+	errIdle        = errors.New("nothing came for long")
 	errStopped     = errors.New("told to stop")
 	errNoStream    = errors.New("the stream does not exist")
 )
@@ -82,11 +89,15 @@ var (
 func openPull(ctx context.Context, op fault.Op, p *period, c pullConfig) (*pull, error) {
 	inbox := p.nc.NewInbox()
 	name := "mecha-" + inbox[len("_INBOX."):]
-	u := &pull{p: p, op: op, inbox: inbox, window: c.window, bytes: c.bytes, noWait: c.noWait, replicated: c.replicated,
+	u := &pull{p: p, op: op, inbox: inbox, window: c.window, bytes: c.bytes, noWait: c.noWait, replicated: c.replicated, idle: c.idle, idleFrom: time.Now(),
 		nexts: "$JS.API.CONSUMER.MSG.NEXT." + c.stream + "." + name, ends: "$JS.API.CONSUMER.DELETE." + c.stream + "." + name}
 	config := jetstream.ConsumerConfig{
 		Name: name, FilterSubject: c.filter, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(c.from, 1),
+		FilterSubjects: c.filters, HeadersOnly: c.headersOnly,
 		AckPolicy: jetstream.AckNonePolicy, InactiveThreshold: pullForget, MemoryStorage: true, Replicas: 1,
+	}
+	if len(c.filters) == 1 {
+		c.filter, config.FilterSubject, config.FilterSubjects = c.filters[0], c.filters[0], nil
 	}
 	if c.from == 0 {
 		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverLastPerSubjectPolicy, 0
@@ -99,7 +110,11 @@ func openPull(ctx context.Context, op fault.Op, p *period, c pullConfig) (*pull,
 	if err != nil {
 		return nil, fault.Wrap(op, fault.Internal, err)
 	}
-	answers, err := p.ask(ctx, op, &natsgo.Msg{Subject: "$JS.API.CONSUMER.CREATE." + c.stream + "." + name + "." + c.filter, Data: body})
+	create := "$JS.API.CONSUMER.CREATE." + c.stream + "." + name
+	if c.filter != "" {
+		create += "." + c.filter
+	}
+	answers, err := p.ask(ctx, op, &natsgo.Msg{Subject: create, Data: body})
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +168,12 @@ func (u *pull) next(ctx context.Context, closed <-chan struct{}, wait bool) (*na
 			}
 			continue
 		}
-		u.due--
+		// A request ends without a word when the last byte of it is used up.
+		if u.dueBytes -= m.Size(); u.due == 1 || u.dueBytes == 0 {
+			u.due = 0
+		} else {
+			u.due--
+		}
 		if u.count++; at.count != u.count {
 			return nil, stand{}, errInterrupted // one got lost on the way
 		}
@@ -169,15 +189,28 @@ func (u *pull) take(ctx context.Context, closed <-chan struct{}, wait bool) (*na
 		if !wait {
 			return nil, nil
 		}
+		until := u.expiry
+		if u.idle > 0 {
+			if u.count != u.idleCount {
+				u.idleFrom, u.idleCount = time.Now(), u.count
+			}
+			if end := u.idleFrom.Add(u.idle); end.Before(until) {
+				until = end
+			}
+		}
 		if u.late == nil {
-			u.late = time.NewTimer(time.Until(u.expiry))
+			u.late = time.NewTimer(time.Until(until))
 		} else {
-			u.late.Reset(time.Until(u.expiry))
+			u.late.Reset(time.Until(until))
 		}
 		defer u.late.Stop()
 		select {
 		case m = <-u.in:
-		case <-u.late.C: // a request got lost
+		case <-u.late.C:
+			if until.Before(u.expiry) {
+				return nil, errIdle
+			}
+			// A request got lost.
 		case <-u.p.over:
 		case <-closed:
 			return nil, errStopped
@@ -217,7 +250,7 @@ func (u *pull) ask() error {
 		return err
 	}
 	u.alone = false
-	u.due = batch
+	u.due, u.dueBytes = batch, size
 	u.expiry = time.Now().Add(wait + grace)
 	return nil
 }
