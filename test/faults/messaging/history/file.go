@@ -6,9 +6,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -89,38 +89,67 @@ func Load(dir string) (*History, error) {
 	if err := json.Unmarshal(text, &h.Setup); err != nil {
 		return nil, fmt.Errorf("%s: %w", setupFile, err)
 	}
-	names, err := filepath.Glob(filepath.Join(dir, "*.jsonl"))
+	h.Events, err = Follow(dir).Next()
+	return h, err
+}
+
+// Follower reads the events of a history while it is written. It is used by one goroutine.
+type Follower struct {
+	dir  string
+	read map[string]int64 // bytes of each file
+	sunk int              // lines of the sink
+}
+
+// Follow begins at the beginning.
+func Follow(dir string) *Follower { return &Follower{dir: dir, read: map[string]int64{}} }
+
+// Next returns the events that were added since the last call.
+func (f *Follower) Next() ([]Event, error) {
+	names, err := filepath.Glob(filepath.Join(f.dir, "*.jsonl"))
 	if err != nil {
 		return nil, err
 	}
+	var out []Event
 	for _, name := range names {
-		text, err := os.ReadFile(name)
+		text, err := readFrom(name, f.read[name])
 		if err != nil {
 			return nil, err
 		}
-		events, err := parse(text, filepath.Base(name) == SinkFile)
+		text = text[:bytes.LastIndexByte(text, '\n')+1] // the rest is not whole, and may never be
+		f.read[name] += int64(len(text))
+		events, err := parse(text)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", filepath.Base(name), err)
 		}
-		h.Events = append(h.Events, events...)
+		if filepath.Base(name) == SinkFile {
+			for i := range events {
+				f.sunk++
+				events[i].Order = f.sunk
+			}
+		}
+		out = append(out, events...)
 	}
-	return h, nil
+	return out, nil
 }
 
-func parse(text []byte, sink bool) ([]Event, error) {
+func readFrom(name string, at int64) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if _, err := f.Seek(at, io.SeekStart); err != nil {
+		return nil, err
+	}
+	return io.ReadAll(f)
+}
+
+func parse(text []byte) ([]Event, error) {
 	var out []Event
-	number := 0
 	for line := range bytes.Lines(text) {
-		number++
 		var e Event
 		if err := json.Unmarshal(line, &e); err != nil {
-			if !strings.HasSuffix(string(line), "\n") {
-				break // the process ended in the middle
-			}
-			return nil, fmt.Errorf("line %d: %w", number, err)
-		}
-		if sink {
-			e.Order = number
+			return nil, fmt.Errorf("event %d: %w", len(out)+1, err)
 		}
 		out = append(out, e)
 	}

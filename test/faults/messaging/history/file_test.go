@@ -81,7 +81,7 @@ func TestFiles(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"t":1,"kind":"acked","part":0}` + "\n" + `{"t"`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		events, err := parse(text, true)
+		events, err := parse(text)
 		if err == nil {
 			Check(&History{Setup: Setup{Groups: []string{"g"}, TTL: time.Second, Handler: 1, Limit: 1, Exact: true}, Events: events})
 		}

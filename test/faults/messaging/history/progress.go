@@ -167,12 +167,15 @@ func (x *index) refusals() map[of][]*Event {
 	return x.refused
 }
 
-// cause is what made a message come again: the last fault that hit who had it, or its loss of the
-// partition or the stream.
+// cause is what made a message come again: the last fault that hit who had it (or who has it now:
+// one that was halted may deliver what others had meanwhile), or its loss of the partition or the
+// stream.
 func (x *index) cause(before, e *Event) *Event {
-	for _, f := range slices.Backward(x.byKind[Fault]) {
-		if f.T <= e.T && f.hits(before.Proc) && before.T <= f.end()+x.s.CommitWindow {
-			return f
+	for _, hit := range []string{before.Proc, e.Proc} {
+		for _, f := range slices.Backward(x.byKind[Fault]) {
+			if f.T <= e.T && f.hits(hit) && before.T <= f.end()+x.s.CommitWindow {
+				return f
+			}
 		}
 	}
 	for _, kind := range []Kind{Lost, Opened} {
