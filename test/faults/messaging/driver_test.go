@@ -80,9 +80,8 @@ func (x *external) pid() int { return 0 }
 
 // embedded is a node in a directory of its own.
 type embedded struct {
-	t    testing.TB
-	dir  string
-	ways int
+	t   testing.TB
+	dir string
 }
 
 func newEmbedded(t testing.TB) *embedded {

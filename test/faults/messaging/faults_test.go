@@ -3,9 +3,16 @@
 package messaging
 
 import (
+	"context"
 	"syscall"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	mechav1 "github.com/mecha-project/mecha/api/mecha/v1"
 	"github.com/mecha-project/mecha/test/faults/messaging/history"
 )
 
@@ -120,7 +127,7 @@ func rolling(s *stage) {
 // joined brings in one more consumer.
 func joined(s *stage) {
 	from := history.Now()
-	k := s.add("stream", false)
+	k := s.add(s.sc.roles()[0], "taker", false)
 	k.side.WaitHealthy()
 	s.broke("join", from, history.Event{Join: true}, k.app.name)
 	time.Sleep(1600 * time.Millisecond)
@@ -189,6 +196,78 @@ func publisherCut(s *stage) {
 	p.side.Kill()
 	time.Sleep(s.between(50*time.Millisecond, 300*time.Millisecond))
 	p.restart(s)
+}
+
+// resized gives the topic more partitions, then fewer.
+func resized(s *stage) {
+	for _, n := range []uint32{12, 5} {
+		s.resize(n)
+		time.Sleep(s.between(2500*time.Millisecond, 3*time.Second)) // publishers go over after two seconds
+	}
+}
+
+// resizedUnnoticed resizes while the sidecar of a publisher is halted in the middle of its work.
+func resizedUnnoticed(s *stage) {
+	p := s.pubs[s.dice.IntN(len(s.pubs))]
+	from := history.Now()
+	p.side.Signal(syscall.SIGSTOP)
+	s.resize(11)
+	time.Sleep(s.between(2500*time.Millisecond, 3500*time.Millisecond))
+	p.side.Signal(syscall.SIGCONT)
+	s.broke("publisher's sidecar stopped", from, history.Event{}, p.app.name)
+	time.Sleep(time.Second)
+}
+
+func (s *stage) resize(n uint32) {
+	s.note(history.Event{Kind: history.Resized, Topic: "orders", N: int(n)})
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if _, err := s.admin().ResizeTopic(ctx, &mechav1.ResizeTopicRequest{PubsubName: "pubsub", Topic: "orders", Partitions: n}); err != nil {
+		s.t.Errorf("resizing to %d: %v", n, err)
+	}
+}
+
+// rewound moves the group that replays to the beginning.
+func rewound(s *stage) {
+	s.note(history.Event{Kind: history.Seek, Group: "replay", Topic: "orders"})
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	_, err := s.admin().ResetGroup(ctx, &mechav1.ResetGroupRequest{PubsubName: "pubsub", Group: "replay", Topic: "orders", To: &mechav1.Place{Place: &mechav1.Place_Earliest{Earliest: true}}})
+	if err != nil {
+		s.t.Errorf("rewinding: %v", err)
+	}
+	time.Sleep(s.between(300*time.Millisecond, 800*time.Millisecond))
+}
+
+// unpark lets all keys go on that are set aside.
+func (s *stage) unpark() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	list, err := s.admin().ListParked(ctx, &mechav1.ListParkedRequest{PubsubName: "pubsub", Group: "taker", Topic: "orders"})
+	if err != nil {
+		s.t.Errorf("listing what is parked: %v", err)
+		return
+	}
+	for _, k := range list.Keys {
+		s.note(history.Event{Kind: history.Unparked, Group: "taker", Topic: "orders", Key: k.Key})
+		_, err := s.admin().Unpark(ctx, &mechav1.UnparkRequest{PubsubName: "pubsub", Group: "taker", Topic: "orders", Partition: k.Partition, Key: k.Key})
+		if err != nil && status.Code(err) != codes.NotFound {
+			s.t.Errorf("unparking %s: %v", k.Key, err)
+		}
+	}
+}
+
+// admin is a connection to the first publisher's sidecar.
+func (s *stage) admin() mechav1.MessagingClient {
+	if s.conn == nil {
+		conn, err := grpc.NewClient(s.pubs[0].side.Target(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.t.Cleanup(func() { conn.Close() })
+		s.conn = conn
+	}
+	return mechav1.NewMessagingClient(s.conn)
 }
 
 // calm is a while without faults.

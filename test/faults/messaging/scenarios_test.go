@@ -6,7 +6,10 @@ import "time"
 
 // scenario is a kind of history.
 type scenario struct {
-	name   string
+	name string
+	// api is what publishers and consumers use: dapr (the default), native or mixed, which is
+	// publishers of Dapr's API and consumers of both.
+	api    string
 	takers int
 	gates  bool // sidecars reach the broker through gates
 	faults []fault
@@ -17,8 +20,28 @@ type scenario struct {
 	fails       int // how often it does
 	deadLetter  string
 	slow        time.Duration // handlers; 0: fast ones
-	maxInFlight int           // of a subscription; 0: the default
+	maxInFlight int           // of a consumer; 0: the default
+	// Of native consumers and publishers:
+	attempts int  // deliveries before a message is set aside
+	window   int  // messages past an unresolved one
+	credit   int  // consumers give credit for each message, this much to begin with
+	wrong    bool // publishers try what cannot be published
+	replays  int  // consumers of another group
 }
+
+// roles are the consumers, in turn.
+func (sc scenario) roles() []string {
+	switch sc.api {
+	case "native":
+		return []string{"native"}
+	case "mixed":
+		return []string{"native", "callback", "stream"}
+	}
+	return []string{"stream", "callback"}
+}
+
+// parks tells that messages are parked, which somebody has to let go on.
+func (sc scenario) parks() bool { return sc.attempts > 0 && sc.deadLetter == "" }
 
 func (sc scenario) handler() time.Duration {
 	if sc.slow > 0 {
@@ -59,5 +82,24 @@ var scenarios = []scenario{
 	{name: "connections cut and half-open", takers: 3, gates: true, faults: []fault{linkCut, halfOpen, linkCut, halfOpen}},
 	{name: "broker killed and slow", takers: 3, faults: []fault{brokerKilled, brokerSlow, brokerKilled}},
 	{name: "everything", takers: 3, gates: true, poisoned: 1, fails: 2, rounds: 5,
-		faults: []fault{appKilled, sidecarKilled, bothKilled, sidecarStopped, appStopped, linkCut, halfOpen, brokerKilled, brokerSlow, publisherCut}},
+		faults: all},
+
+	{api: "native", name: "native: a message is refused three times", takers: 2, poisoned: 2, fails: 3, window: 100, faults: []fault{calm}},
+	{api: "native", name: "native: refused messages are parked", takers: 2, poisoned: 3, fails: 5, attempts: 2, faults: []fault{calm, sidecarKilled}},
+	{api: "native", name: "native: refused messages go to the dead-letter topic", takers: 2, poisoned: 3, fails: -1, attempts: 2, deadLetter: "dead", faults: []fault{calm, sidecarKilled}},
+	{api: "native", name: "native: credit runs out", takers: 2, maxInFlight: 16, credit: 8, faults: []fault{calm}},
+	{api: "native", name: "native: apps killed", takers: 3, faults: []fault{appKilled, appStopped, appKilled}},
+	{api: "native", name: "native: sidecars killed", takers: 3, faults: []fault{sidecarKilled, bothKilled, sidecarKilled}},
+	{api: "native", name: "native: sidecars stopped and continued", takers: 3, faults: []fault{sidecarStopped, sidecarStopped, sidecarStopped}},
+	{api: "native", name: "native: leaves and joins", takers: 3, faults: []fault{restarted, joined, rolling}},
+	{api: "native", name: "native: connections cut and half-open", takers: 3, gates: true, faults: []fault{linkCut, halfOpen, linkCut, halfOpen}},
+	{api: "native", name: "native: broker killed and slow", takers: 3, faults: []fault{brokerKilled, brokerSlow, brokerKilled}},
+	{api: "native", name: "native: resized", takers: 3, faults: []fault{resized}},
+	{api: "native", name: "native: resized while a publisher is halted", takers: 2, faults: []fault{resizedUnnoticed, sidecarKilled}},
+	{api: "native", name: "native: another group is rewound", takers: 2, replays: 2, faults: []fault{rewound, sidecarStopped, rewound}},
+	{api: "native", name: "native: some messages cannot be published", takers: 2, wrong: true, faults: []fault{calm, publisherCut}},
+	{api: "mixed", name: "mixed: both APIs in one group", takers: 3, gates: true, rounds: 4, faults: all},
+	{api: "native", name: "native: everything", takers: 3, gates: true, poisoned: 1, fails: 2, rounds: 5, faults: all},
 }
+
+var all = []fault{appKilled, sidecarKilled, bothKilled, sidecarStopped, appStopped, linkCut, halfOpen, brokerKilled, brokerSlow, publisherCut}

@@ -3,6 +3,7 @@
 package messaging
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -14,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
 
 	"github.com/mecha-project/mecha/test/faults/messaging/app"
 	"github.com/mecha-project/mecha/test/faults/messaging/history"
@@ -34,6 +37,7 @@ type stage struct {
 	mesh   *harness.Mesh
 	takers []*taker
 	pubs   []*publisher
+	conn   *grpc.ClientConn // of admin
 }
 
 // process is an app's process.
@@ -47,12 +51,14 @@ type process struct {
 type taker struct {
 	s    *stage
 	n    int
-	role string // stream or callback
-	port int
-	gate *servers.Gate // nil: it reaches the broker directly
-	gen  int
-	app  *process
-	side *harness.Sidecar
+	role string // stream, callback or native
+	// group is "taker", the sidecars' app id, or "replay" of native consumers beside them.
+	group string
+	port  int
+	gate  *servers.Gate // nil: it reaches the broker directly
+	gen   int
+	app   *process
+	side  *harness.Sidecar
 }
 
 // publisher is a publishing app and its sidecar.
@@ -75,8 +81,12 @@ func newStage(t *testing.T, sc scenario, seed int64) *stage {
 		}
 		os.RemoveAll(dir)
 	})
-	setup := history.Setup{Name: sc.name, Seed: seed, Driver: driver(), API: "dapr", Groups: []string{"taker"}, DeadLetters: sc.deadLetter != "",
-		Handler: sc.handler(), Limit: sc.limit(), CommitWindow: 200*time.Millisecond + allowance, Allowance: allowance}
+	setup := history.Setup{Name: sc.name, Seed: seed, Driver: driver(), API: cmp.Or(sc.api, "dapr"), Groups: []string{"taker"}, DeadLetters: sc.deadLetter != "",
+		Exact: sc.api == "native", TTL: sessionTTL, Handler: sc.handler(), Limit: sc.limit(), Attempts: sc.attempts, Window: sc.window,
+		CommitWindow: 200*time.Millisecond + allowance, Allowance: allowance}
+	if sc.replays > 0 {
+		setup.Groups = append(setup.Groups, "replay")
+	}
 	if err := setup.Save(dir); err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +100,10 @@ func newStage(t *testing.T, sc scenario, seed int64) *stage {
 		s.pubs = append(s.pubs, &publisher{side: side})
 	}
 	for n := range sc.takers {
-		s.add([]string{"stream", "callback"}[n%2], sc.gates)
+		s.add(sc.roles()[n%len(sc.roles())], "taker", sc.gates)
+	}
+	for range sc.replays {
+		s.add("native", "replay", false)
 	}
 	for _, k := range s.takers {
 		k.side.WaitHealthy()
@@ -108,8 +121,8 @@ const publishers = 2
 var quiet = []string{"--log-level", "warn"}
 
 // add brings in another consumer, and does not wait for it to be ready.
-func (s *stage) add(role string, gated bool) *taker {
-	k := &taker{s: s, n: len(s.takers) + 1, role: role}
+func (s *stage) add(role, group string, gated bool) *taker {
+	k := &taker{s: s, n: len(s.takers) + 1, role: role, group: group}
 	if gated {
 		k.gate = s.broker.gate(s.t)
 	}
@@ -133,8 +146,9 @@ func (k *taker) startSide(ports harness.Ports) {
 func (k *taker) startApp() {
 	k.gen++
 	s := k.s
-	k.app = s.start(app.Config{Role: k.role, Proc: fmt.Sprintf("taker-%d.%d", k.n, k.gen), Sidecar: k.side.Target(), Listen: fmt.Sprintf("127.0.0.1:%d", k.port),
-		Group: "taker", DeadLetter: s.sc.deadLetter, Handler: s.sc.handler(), MaxInFlight: s.sc.maxInFlight})
+	k.app = s.start(app.Config{Role: k.role, Proc: fmt.Sprintf("%s-%d.%d", k.group, k.n, k.gen), Sidecar: k.side.Target(), Listen: fmt.Sprintf("127.0.0.1:%d", k.port),
+		Group: k.group, Instance: fmt.Sprintf("%s-%d", k.group, k.n), DeadLetter: s.sc.deadLetter, Handler: s.sc.handler(),
+		MaxInFlight: s.sc.limit(), Attempts: s.sc.attempts, Window: s.sc.window, Credit: s.sc.credit})
 }
 
 // start runs an app. It is killed at the end of the test.
@@ -190,6 +204,10 @@ func (p *process) end(t testing.TB, limit time.Duration) {
 
 // publish starts the publishers, each with keys of its own.
 func (s *stage) publish() {
+	role := "publisher"
+	if s.sc.api == "native" {
+		role = "pipeline"
+	}
 	for n, pub := range s.pubs {
 		var keys []string
 		poison := map[string]app.Poison{}
@@ -200,7 +218,7 @@ func (s *stage) publish() {
 				poison[key] = app.Poison{Seq: 5, Fails: s.sc.fails}
 			}
 		}
-		pub.app = s.start(app.Config{Role: "publisher", Proc: fmt.Sprintf("publisher-%d.1", n), Sidecar: pub.side.Target(), Keys: keys, Pause: s.sc.pause(), Poison: poison})
+		pub.app = s.start(app.Config{Role: role, Wrong: s.sc.wrong, Proc: fmt.Sprintf("publisher-%d.1", n), Sidecar: pub.side.Target(), Keys: keys, Pause: s.sc.pause(), Poison: poison})
 	}
 	s.awaitFlow()
 }
@@ -280,19 +298,24 @@ func (s *stage) drain() {
 	for _, p := range s.pubs {
 		p.app.end(s.t, 30*time.Second)
 	}
-	open := map[string]bool{}
-	done := map[string]bool{}
+	type word struct{ group, id string }
+	open, done := map[word]bool{}, map[word]bool{}
+	groups := s.groups()
 	taken := 0
-	last := time.Now()
-	for time.Since(last) < drainPatience {
+	for last := time.Now(); time.Since(last) < drainPatience; time.Sleep(50 * time.Millisecond) {
 		s.read()
 		for _, e := range s.events[taken:] {
+			w := word{e.Group, e.ID}
 			switch {
-			case e.Kind == history.Published && e.Outcome == history.OK && !done[e.ID]:
-				open[e.ID] = true
+			case e.Kind == history.Published && e.Outcome == history.OK:
+				for _, g := range groups {
+					if w.group = g; !done[w] {
+						open[w] = true
+					}
+				}
 			case e.Kind == history.Acked || e.Kind == history.DeadLettered:
-				done[e.ID] = true
-				delete(open, e.ID)
+				done[w] = true
+				delete(open, w)
 				last = time.Now()
 			}
 		}
@@ -300,11 +323,21 @@ func (s *stage) drain() {
 		if len(open) == 0 {
 			break
 		}
-		time.Sleep(50 * time.Millisecond)
+		if s.sc.parks() {
+			s.unpark()
+		}
 	}
 	time.Sleep(300 * time.Millisecond) // what comes too often, or too late, shows
 	s.note(history.Event{Kind: history.Drained})
 	s.read()
+}
+
+// groups are those that are promised everything.
+func (s *stage) groups() []string {
+	if s.sc.replays > 0 {
+		return []string{"taker", "replay"}
+	}
+	return []string{"taker"}
 }
 
 // judge ends the history.

@@ -3,9 +3,9 @@
 // Package app is the applications of the messaging campaign: publishers and consumers that write
 // down all they do, each a process of its own, so that they can be killed.
 //
-// They are written with the official Dapr SDK and nothing else, as users write them. What they tell
-// is in the words of package history. Start at Main, then
-// consumer in consume.go.
+// Those for Dapr's API are written with the official SDK and nothing else, as users write them; native
+// ones with the stubs alone, to see every frame. What they tell is in the words of package history.
+// Start at Main, then consumer in consume.go.
 package app
 
 import (
@@ -34,7 +34,9 @@ const Env = "MECHA_MESSAGING_APP"
 
 // Config is what an app is to do, as JSON in Env.
 type Config struct {
-	Role    string // publisher, stream (a streaming subscription) or callback (a gRPC app)
+	// Role: publisher, stream (a streaming subscription) and callback (a gRPC app) use Dapr's SDK;
+	// pipeline and native publish and consume with mecha.v1.Messaging.
+	Role    string
 	Proc    string // its name in the history
 	Dir     string // of the history
 	Sidecar string // address of the sidecar's gRPC port
@@ -53,6 +55,12 @@ type Config struct {
 	Handler time.Duration
 	// MaxInFlight is the subscription's limit; 0 is the default.
 	MaxInFlight int
+	// Native consumers: the instance's name, deliveries before a message is set aside (0: it is
+	// delivered for ever), the window (0: the default), credit to begin with (0: not credited).
+	Instance                 string
+	Attempts, Window, Credit int
+	// Wrong has pipelines publish what cannot be, now and then.
+	Wrong bool
 }
 
 // Poison makes messages of a key fail: number Seq, as often as Fails says; negative is for ever.
@@ -107,6 +115,10 @@ func run(text string) error {
 		return w.stream(ctx)
 	case "callback":
 		return w.callback(ctx)
+	case "native":
+		return w.native(ctx)
+	case "pipeline":
+		return w.pipeline(ctx)
 	}
 	return fmt.Errorf("%s: role %q is unknown", w.Proc, w.Role)
 }
@@ -127,15 +139,20 @@ func (w *worker) must(err error) {
 	}
 }
 
-// connect reaches the sidecar, however often that goes away and comes back.
+// connect is Dapr's client.
 func (w *worker) connect() (client.Client, error) {
-	quick := backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.3, Jitter: 0.2, MaxDelay: 200 * time.Millisecond}
-	conn, err := grpc.NewClient("passthrough:///"+w.Sidecar, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quick, MinConnectTimeout: time.Second}))
+	conn, err := w.dial()
 	if err != nil {
 		return nil, err
 	}
 	return client.NewClientWithConnection(conn), nil
+}
+
+// dial reaches the sidecar, however often that goes away and comes back.
+func (w *worker) dial() (*grpc.ClientConn, error) {
+	quick := backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.3, Jitter: 0.2, MaxDelay: 200 * time.Millisecond}
+	return grpc.NewClient("passthrough:///"+w.Sidecar, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quick, MinConnectTimeout: time.Second}))
 }
 
 // rest waits, or returns false when the app is to end.

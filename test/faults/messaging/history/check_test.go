@@ -141,6 +141,7 @@ var cases = []struct {
 	{"after Revoking", Setup{}, []Event{assigned("x", 1, 1), part(Revoking, "x"), got(a1, "x", 1)}, "I4", "taken back"},
 	{"after Lost", Setup{}, []Event{assigned("x", 1, 1), part(Lost, "x"), got(a1, "x", 1)}, "I4", "taken back"},
 	{"under an old epoch", Setup{}, []Event{assigned("x", 1, 1), part(Lost, "x"), assigned("x", 3, 1), got(a1, "x", 1)}, "I4", "under an epoch"},
+	{"an older loss", Setup{}, []Event{assigned("x", 3, 1), {Kind: Lost, Proc: "x", Epoch: 1}, got(a1, "x", 3)}, "I4", ""},
 	{"never assigned", Setup{}, []Event{got(a1, "x", 1)}, "I4", "never assigned"},
 
 	{"watermark follows", Setup{}, join([]Event{assigned("x", 1, 1)}, whole(a1, "x", 1), []Event{status("x", 1, 2)}, whole(a2, "x", 1), []Event{status("x", 1, 3), assigned("y", 2, 3)}), "I5", ""},
@@ -187,6 +188,8 @@ var cases = []struct {
 
 	{"held back until resumed", Setup{}, []Event{answered(a1, Failed, "p"), answered(a2, Preceding, "p"), {Kind: ResumeKey, Key: "a", Stream: "p"}, answered(a3, OK, "p")}, "I11", ""},
 	{"let through", Setup{}, []Event{answered(a1, Failed, "p"), answered(b1, OK, "p"), answered(a2, OK, "p")}, "I11", "behind a failed one"},
+	{"let through behind an unknown one", Setup{}, []Event{answered(a1, Unknown, "p"), answered(a2, OK, "p")}, "I11", "behind a failed one"},
+	{"a new stream", Setup{}, []Event{answered(a1, Failed, "p"), answered(a2, Preceding, "p"), answered(a2, OK, "q")}, "I11", ""},
 	{"refused and delivered all the same", Setup{}, []Event{answered(a1, Failed, "p"), answered(a2, Preceding, "p"), got(a2, "x", 1)}, "I11", "refused for a failed one"},
 
 	{"resized in order", Setup{}, join(whole(a1, "x", 1), []Event{{Kind: Resized, N: 8}}, whole(a2, "x", 1)), "I12", ""},

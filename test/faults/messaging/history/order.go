@@ -156,7 +156,7 @@ func (x *index) orderedPublish(v *Verdict) {
 			} else if e.Outcome == Preceding {
 				held[e.ID] = failed[l]
 			}
-		case e.Kind == Published && e.Outcome == Failed:
+		case e.Kind == Published && (e.Outcome == Failed || e.Outcome == Unknown):
 			failed[l] = e
 		}
 	}

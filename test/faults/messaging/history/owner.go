@@ -102,7 +102,7 @@ func (x *index) quietAfter(v *Verdict) {
 		case Assigned:
 			states[s] = &state{epoch: e.Epoch}
 		case Revoking, RevokeDone, Lost:
-			if st := states[s]; st != nil && (st.ended == nil || e.Kind != Revoking) {
+			if st := states[s]; st != nil && (st.ended == nil || e.Kind != Revoking) && (e.Epoch == 0 || e.Epoch >= st.epoch) {
 				st.ended = e
 			}
 		case Delivered:
@@ -165,7 +165,7 @@ func (x *index) holders() map[place][]*holder {
 			current[e.Proc][e.place()] = h
 			out[e.place()] = append(out[e.place()], h)
 		case RevokeDone, Lost:
-			if h := current[e.Proc][e.place()]; h != nil && h.till == 0 {
+			if h := current[e.Proc][e.place()]; h != nil && h.till == 0 && (e.Epoch == 0 || e.Epoch >= h.e.Epoch) {
 				h.till, h.how = e.T, e
 			}
 		}
