@@ -118,8 +118,9 @@ spec:
   metadata:
   - {name: dataDir, value: %q}
   - {name: maxBytes, value: 64Mi}
-  - {name: ackWait, value: 1s}
-`, dir)
+  - {name: partitions, value: "8"}
+  - {name: sessionTTL, value: %s}
+`, dir, sessionTTL)
 }
 
 // gate is another directory whose socket leads to the node's. What reaches the node that way never

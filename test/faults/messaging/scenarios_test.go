@@ -22,11 +22,12 @@ type scenario struct {
 	slow        time.Duration // handlers; 0: fast ones
 	maxInFlight int           // of a consumer; 0: the default
 	// Of native consumers and publishers:
-	attempts int  // deliveries before a message is set aside
-	window   int  // messages past an unresolved one
-	credit   int  // consumers give credit for each message, this much to begin with
-	wrong    bool // publishers try what cannot be published
-	replays  int  // consumers of another group
+	attempts int           // deliveries before a message is set aside
+	window   int           // messages past an unresolved one
+	credit   int           // consumers give credit for each message, this much to begin with
+	wrong    bool          // publishers try what cannot be published
+	long     time.Duration // some messages take so long
+	replays  int           // consumers of another group
 }
 
 // roles are the consumers, in turn.
@@ -43,12 +44,11 @@ func (sc scenario) roles() []string {
 // parks tells that messages are parked, which somebody has to let go on.
 func (sc scenario) parks() bool { return sc.attempts > 0 && sc.deadLetter == "" }
 
-func (sc scenario) handler() time.Duration {
-	if sc.slow > 0 {
-		return sc.slow
-	}
-	return 3 * time.Millisecond
-}
+// usual is how long messages take, at most, that do not take long.
+func (sc scenario) usual() time.Duration { return max(sc.slow, 3*time.Millisecond) }
+
+// handler is how long any message takes, at most.
+func (sc scenario) handler() time.Duration { return max(sc.usual(), sc.long) }
 
 // limit is how many messages may be unresolved at one app.
 func (sc scenario) limit() int {
@@ -58,15 +58,16 @@ func (sc scenario) limit() int {
 	return 64
 }
 
-// keys is how many keys are published in all.
-func (sc scenario) keys() int { return 24 }
+// keys is how many keys are published in all: enough for each partition to have some, and each
+// consumer.
+func (sc scenario) keys() int { return 48 }
 
 // pause is the time between messages of a key.
 func (sc scenario) pause() time.Duration {
 	if sc.slow > 0 {
-		return 100 * time.Millisecond
+		return 200 * time.Millisecond
 	}
-	return 50 * time.Millisecond
+	return 80 * time.Millisecond
 }
 
 // scenarios are what a run makes histories of, again and again while there is time.
@@ -90,7 +91,7 @@ var scenarios = []scenario{
 	{api: "native", name: "native: credit runs out", takers: 2, maxInFlight: 16, credit: 8, faults: []fault{calm}},
 	{api: "native", name: "native: apps killed", takers: 3, faults: []fault{appKilled, appStopped, appKilled}},
 	{api: "native", name: "native: sidecars killed", takers: 3, faults: []fault{sidecarKilled, bothKilled, sidecarKilled}},
-	{api: "native", name: "native: sidecars stopped and continued", takers: 3, faults: []fault{sidecarStopped, sidecarStopped, sidecarStopped}},
+	{api: "native", name: "native: sidecars stopped and continued", takers: 3, long: 2500 * time.Millisecond, faults: []fault{sidecarStopped, sidecarStopped, sidecarStopped}},
 	{api: "native", name: "native: leaves and joins", takers: 3, faults: []fault{restarted, joined, rolling}},
 	{api: "native", name: "native: connections cut and half-open", takers: 3, gates: true, faults: []fault{linkCut, halfOpen, linkCut, halfOpen}},
 	{api: "native", name: "native: broker killed and slow", takers: 3, faults: []fault{brokerKilled, brokerSlow, brokerKilled}},

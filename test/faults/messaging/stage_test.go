@@ -147,7 +147,7 @@ func (k *taker) startApp() {
 	k.gen++
 	s := k.s
 	k.app = s.start(app.Config{Role: k.role, Proc: fmt.Sprintf("%s-%d.%d", k.group, k.n, k.gen), Sidecar: k.side.Target(), Listen: fmt.Sprintf("127.0.0.1:%d", k.port),
-		Group: k.group, Instance: fmt.Sprintf("%s-%d", k.group, k.n), DeadLetter: s.sc.deadLetter, Handler: s.sc.handler(),
+		Group: k.group, Instance: fmt.Sprintf("%s-%d", k.group, k.n), DeadLetter: s.sc.deadLetter, Handler: s.sc.usual(),
 		MaxInFlight: s.sc.limit(), Attempts: s.sc.attempts, Window: s.sc.window, Credit: s.sc.credit})
 }
 
@@ -218,7 +218,7 @@ func (s *stage) publish() {
 				poison[key] = app.Poison{Seq: 5, Fails: s.sc.fails}
 			}
 		}
-		pub.app = s.start(app.Config{Role: role, Wrong: s.sc.wrong, Proc: fmt.Sprintf("publisher-%d.1", n), Sidecar: pub.side.Target(), Keys: keys, Pause: s.sc.pause(), Poison: poison})
+		pub.app = s.start(app.Config{Role: role, Wrong: s.sc.wrong, Long: s.sc.long, Proc: fmt.Sprintf("publisher-%d.1", n), Sidecar: pub.side.Target(), Keys: keys, Pause: s.sc.pause(), Poison: poison})
 	}
 	s.awaitFlow()
 }
@@ -259,9 +259,9 @@ func (s *stage) await(what string, limit time.Duration, done func() bool) bool {
 // awaitFlow waits until every consumer has taken something, and messages of now get through.
 func (s *stage) awaitFlow() {
 	s.t.Helper()
-	s.await("every consumer takes messages", 15*time.Second, func() bool {
+	seen := map[string]bool{}
+	flows := s.await("every consumer takes messages", 15*time.Second, func() bool {
 		s.read()
-		seen := map[string]bool{}
 		for _, e := range s.events {
 			if e.Kind == history.Acked {
 				seen[e.Proc] = true
@@ -269,6 +269,9 @@ func (s *stage) awaitFlow() {
 		}
 		return len(seen) >= len(s.takers)
 	})
+	if !flows {
+		s.t.Fatalf("those that did: %v\n%s", seen, s.sides())
+	}
 }
 
 // awaitPublished waits until a message is accepted that was sent from now on.
@@ -358,7 +361,7 @@ func (s *stage) sides() string {
 	var b strings.Builder
 	for _, k := range s.takers {
 		for line := range strings.Lines(k.side.Log()) {
-			if strings.Contains(line, `"level":"ERROR"`) || strings.Contains(line, "partition") {
+			if strings.Contains(line, "level=error") || strings.Contains(line, "partition") {
 				fmt.Fprintf(&b, "sidecar of taker-%d: %s", k.n, line)
 			}
 		}

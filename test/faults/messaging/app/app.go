@@ -59,8 +59,9 @@ type Config struct {
 	// delivered for ever), the window (0: the default), credit to begin with (0: not credited).
 	Instance                 string
 	Attempts, Window, Credit int
-	// Wrong has pipelines publish what cannot be, now and then.
+	// Wrong has pipelines publish what cannot be, now and then; Long, what takes so long to handle.
 	Wrong bool
+	Long  time.Duration
 }
 
 // Poison makes messages of a key fail: number Seq, as often as Fails says; negative is for ever.
@@ -70,10 +71,11 @@ type Poison struct {
 
 // body is what is published.
 type body struct {
-	ID    string `json:"id"`
-	Key   string `json:"key"`
-	Seq   int    `json:"seq"`
-	Fails int    `json:"fails,omitempty"`
+	ID    string        `json:"id"`
+	Key   string        `json:"key"`
+	Seq   int           `json:"seq"`
+	Fails int           `json:"fails,omitempty"`
+	Long  time.Duration `json:"long,omitempty"` // how long it takes to handle; 0: Config.Handler
 }
 
 // worker is what all roles have.

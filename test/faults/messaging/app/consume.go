@@ -29,7 +29,13 @@ func newConsumer(w *worker) *consumer { return &consumer{worker: w, fails: map[s
 // read is the body of a message. One that cannot be read ends the app: it is not what was sent.
 func (c *consumer) read(raw []byte) body {
 	var b body
-	if err := json.Unmarshal(raw, &b); err != nil || b.ID == "" {
+	err := json.Unmarshal(raw, &b)
+	if err == nil && b.Key == "" { // published with Dapr's API, consumed with the native one
+		var event struct{ Data body }
+		err = json.Unmarshal(raw, &event)
+		b = event.Data
+	}
+	if err != nil || b.ID == "" {
 		c.must(fmt.Errorf("a message came damaged: %q", raw))
 	}
 	return b
@@ -44,7 +50,7 @@ func (c *consumer) handle(raw []byte) bool {
 		c.note(e)
 	}
 	tell(history.Delivered)
-	time.Sleep(c.takes())
+	time.Sleep(c.takes(b))
 	if c.refuses(b) {
 		e.Remedy = history.Retry
 		if c.DeadLetter != "" {
@@ -60,8 +66,11 @@ func (c *consumer) handle(raw []byte) bool {
 	return true
 }
 
-// takes is how long a message takes: half of Handler on average.
-func (c *consumer) takes() time.Duration {
+// takes is how long a message takes: half of Handler on average, if it does not say itself.
+func (c *consumer) takes(b body) time.Duration {
+	if b.Long > 0 {
+		return b.Long
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return time.Duration(c.dice.Int64N(int64(c.Handler) + 1))

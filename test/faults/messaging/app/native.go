@@ -97,7 +97,8 @@ func (m *member) open() *mechav1.ConsumeOpen {
 	}
 	o.InstanceId = m.Instance
 	o.Credited = m.Credit > 0
-	o.Limits = &mechav1.ConsumeLimits{Messages: uint32(m.MaxInFlight), Window: uint32(m.Window)}
+	// The window is no smaller than what may be at the app of a partition.
+	o.Limits = &mechav1.ConsumeLimits{Messages: uint32(m.MaxInFlight), PartitionMessages: uint32(m.MaxInFlight), Window: uint32(m.Window)}
 	o.Retry = &mechav1.RetryPolicy{FirstDelay: durationpb.New(300 * time.Millisecond), Attempts: int32(m.Attempts), DeadLetterTopic: m.DeadLetter}
 	switch {
 	case m.DeadLetter != "":
@@ -177,7 +178,11 @@ func (m *member) revoke(r *mechav1.Revoking) {
 			}
 			m.mark(history.RevokeDone, part{p.Topic, p.Partition}, e)
 		}
-		m.say(&mechav1.ConsumerFrame{Frame: &mechav1.ConsumerFrame_RevokeDone{RevokeDone: &mechav1.RevokeDone{Assignment: r.Assignment}}})
+		done := &mechav1.RevokeDone{Assignment: r.Assignment}
+		if r.Assignment%2 == 0 { // or all, by naming none
+			done.Partitions = r.Partitions
+		}
+		m.say(&mechav1.ConsumerFrame{Frame: &mechav1.ConsumerFrame_RevokeDone{RevokeDone: done}})
 	})
 }
 
@@ -207,7 +212,7 @@ func (m *member) take(d *mechav1.Deliver) {
 }
 
 func (m *member) finish(at part, b body, e history.Event) {
-	time.Sleep(m.takes())
+	time.Sleep(m.takes(b))
 	if m.refuses(b) {
 		e.Remedy = history.Retry
 		if m.Attempts > 0 && e.Attempt >= m.Attempts && m.DeadLetter == "" {

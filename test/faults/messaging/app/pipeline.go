@@ -45,6 +45,7 @@ type entry struct {
 	number uint64 // sequence number, once it was sent
 	flying bool
 	wrong  bool // for a partition that does not exist
+	since  time.Duration
 }
 
 func (l *lane) flying() (n int) {
@@ -58,6 +59,9 @@ func (l *lane) flying() (n int) {
 
 // wrongEvery is how often a key has a message that cannot be published.
 const wrongEvery = 40
+
+// longEvery is how often one has a message that takes long.
+const longEvery = 15
 
 func (w *worker) pipeline(ctx context.Context) error {
 	conn, err := w.dial()
@@ -143,14 +147,25 @@ func (p *pipeline) make() {
 		if len(l.queue) >= 8 {
 			continue
 		}
-		l.seq++
-		e := &entry{body: body{ID: fmt.Sprintf("%s-%d", l.key, l.seq), Key: l.key, Seq: l.seq}, lane: l}
-		if q, ok := p.Poison[l.key]; ok && q.Seq == l.seq {
+		e := l.add()
+		switch q := p.Poison[l.key]; {
+		case q.Seq == l.seq:
 			e.Fails = q.Fails
+		case i < 4 && l.seq%longEvery == 0:
+			e.Long = p.Long
+		case p.Wrong && i < 2 && l.seq%wrongEvery == 0:
+			e.wrong = true
+			l.add() // goes with it, and is to be held back
+			l.add()
 		}
-		e.wrong = p.Wrong && i < 2 && l.seq%wrongEvery == 0
-		l.queue = append(l.queue, e)
 	}
+}
+
+func (l *lane) add() *entry {
+	l.seq++
+	e := &entry{body: body{ID: fmt.Sprintf("%s-%d", l.key, l.seq), Key: l.key, Seq: l.seq}, lane: l}
+	l.queue = append(l.queue, e)
+	return e
 }
 
 // flush sends what may be sent: new messages as one batch, others with the numbers they had.
@@ -189,7 +204,7 @@ func (p *pipeline) flush() {
 func (p *pipeline) send(entries []*entry, number uint64) {
 	b := &mechav1.PublishBatch{Sequence: number}
 	for _, e := range entries {
-		e.flying = true
+		e.flying, e.since = true, history.Now()
 		p.note(history.Event{Kind: history.Publishing, ID: e.ID, Key: e.Key, Seq: e.Seq, Stream: p.name, Part: history.NoPart})
 		value, err := json.Marshal(e.body)
 		p.must(err)
@@ -214,7 +229,7 @@ func (p *pipeline) answered(r *mechav1.Receipts) {
 	for i, e := range p.batch[0] {
 		e.flying = false
 		got := r.Receipts[i]
-		ev := history.Event{Kind: history.Published, ID: e.ID, Key: e.Key, Seq: e.Seq, Stream: p.name, Part: history.NoPart}
+		ev := history.Event{Kind: history.Published, ID: e.ID, Key: e.Key, Seq: e.Seq, Stream: p.name, Part: history.NoPart, From: e.since}
 		switch f := got.Error; {
 		case f == nil:
 			ev.Outcome, ev.Part, ev.Pos = history.OK, int32(got.Partition), got.Position

@@ -316,6 +316,12 @@ func (x *index) blocked(v *Verdict) {
 			continue
 		}
 		to := x.nacks[id][len(x.nacks[id])-1].T
+		for _, d := range x.deliv[id] { // until it came again after the last of them
+			if d.T > to {
+				to = d.T
+				break
+			}
+		}
 		if to-first.T < blockMin || x.disturbed(first.T-x.s.TTL, to) {
 			continue
 		}
