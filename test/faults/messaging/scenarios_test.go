@@ -7,8 +7,9 @@ import "time"
 // scenario is a kind of history.
 type scenario struct {
 	name string
-	// api is what publishers and consumers use: dapr (the default), native or mixed, which is
-	// publishers of Dapr's API and consumers of both.
+	// api is what publishers and consumers use: dapr (the default); native, the bare stream; sdk, which
+	// is the Go SDK beside consumers on the bare stream; mixed, which is publishers of Dapr's API and
+	// consumers of both.
 	api    string
 	takers int
 	gates  bool // sidecars reach the broker through gates
@@ -35,6 +36,8 @@ func (sc scenario) roles() []string {
 	switch sc.api {
 	case "native":
 		return []string{"native"}
+	case "sdk":
+		return []string{"sdk", "native"}
 	case "mixed":
 		return []string{"native", "callback", "stream"}
 	}
@@ -99,6 +102,7 @@ var scenarios = []scenario{
 	{api: "native", name: "native: resized while a publisher is halted", takers: 2, faults: []fault{resizedUnnoticed, sidecarKilled}},
 	{api: "native", name: "native: another group is rewound", takers: 2, replays: 2, faults: []fault{rewound, sidecarStopped, rewound}},
 	{api: "native", name: "native: some messages cannot be published", takers: 2, wrong: true, faults: []fault{calm, publisherCut}},
+	{api: "sdk", name: "the Go SDK: everything", takers: 3, gates: true, poisoned: 1, fails: 2, rounds: 5, faults: all},
 	{api: "mixed", name: "mixed: both APIs in one group", takers: 3, gates: true, rounds: 4, faults: all},
 	{api: "native", name: "native: everything", takers: 3, gates: true, poisoned: 1, fails: 2, rounds: 5, faults: all},
 }

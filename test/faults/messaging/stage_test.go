@@ -82,7 +82,7 @@ func newStage(t *testing.T, sc scenario, seed int64) *stage {
 		os.RemoveAll(dir)
 	})
 	setup := history.Setup{Name: sc.name, Seed: seed, Driver: driver(), API: cmp.Or(sc.api, "dapr"), Groups: []string{"taker"}, DeadLetters: sc.deadLetter != "",
-		Exact: sc.api == "native", TTL: sessionTTL, Handler: sc.handler(), Limit: sc.limit(), Attempts: sc.attempts, Window: sc.window,
+		Exact: sc.api == "native" || sc.api == "sdk", TTL: sessionTTL, Handler: sc.handler(), Limit: sc.limit(), Attempts: sc.attempts, Window: sc.window,
 		CommitWindow: 200*time.Millisecond + allowance, Allowance: allowance}
 	if sc.replays > 0 {
 		setup.Groups = append(setup.Groups, "replay")
@@ -205,8 +205,11 @@ func (p *process) end(t testing.TB, limit time.Duration) {
 // publish starts the publishers, each with keys of its own.
 func (s *stage) publish() {
 	role := "publisher"
-	if s.sc.api == "native" {
+	switch s.sc.api {
+	case "native":
 		role = "pipeline"
+	case "sdk":
+		role = "sdk-publisher"
 	}
 	for n, pub := range s.pubs {
 		var keys []string

@@ -35,7 +35,8 @@ const Env = "MECHA_MESSAGING_APP"
 // Config is what an app is to do, as JSON in Env.
 type Config struct {
 	// Role: publisher, stream (a streaming subscription) and callback (a gRPC app) use Dapr's SDK;
-	// pipeline and native publish and consume with mecha.v1.Messaging.
+	// pipeline and native publish and consume with mecha.v1.Messaging on the bare stream, sdk-publisher
+	// and sdk with the Go SDK.
 	Role    string
 	Proc    string // its name in the history
 	Dir     string // of the history
@@ -121,6 +122,10 @@ func run(text string) error {
 		return w.native(ctx)
 	case "pipeline":
 		return w.pipeline(ctx)
+	case "sdk":
+		return w.sdk(ctx)
+	case "sdk-publisher":
+		return w.sdkPublisher(ctx)
 	}
 	return fmt.Errorf("%s: role %q is unknown", w.Proc, w.Role)
 }

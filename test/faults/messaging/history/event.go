@@ -122,6 +122,10 @@ type Event struct {
 	Attempt int    `json:"attempt,omitempty"`
 	Gap     bool   `json:"gap,omitempty"` // the delivery says that an earlier one of the key is missing
 
+	// Queued: the app may have had it for a while before it wrote that down, so what was told
+	// meanwhile says nothing about it.
+	Queued bool `json:"queued,omitempty"`
+
 	From      time.Duration `json:"from,omitempty"`
 	Outcome   Outcome       `json:"outcome,omitempty"`
 	Stream    string        `json:"stream,omitempty"`

@@ -106,7 +106,7 @@ func (x *index) quietAfter(v *Verdict) {
 				st.ended = e
 			}
 		case Delivered:
-			if !e.told() {
+			if !e.told() || e.Queued {
 				continue
 			}
 			v.Checks++
