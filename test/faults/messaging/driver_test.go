@@ -32,6 +32,8 @@ type broker interface {
 	// component is the resource file of a member, which reaches the broker through its gate if it
 	// has one.
 	component(gate *servers.Gate) string
+	// store is the resource file of a state store called "statestore" that can fence writes.
+	store() string
 	// gate is a way to the broker that can be closed; nil if there is none.
 	gate(t testing.TB) *servers.Gate
 	// pid is the broker's process, or 0 if it cannot be harmed.
@@ -47,7 +49,7 @@ func newBroker(t testing.TB) broker {
 	if err != nil {
 		t.Fatal(envComponent+": ", err)
 	}
-	return &external{text: strings.ReplaceAll(string(text), "{{name}}", fmt.Sprintf("h%d", time.Now().UnixNano())), address: os.Getenv(envAddress)}
+	return &external{text: strings.ReplaceAll(string(text), "{{name}}", fmt.Sprintf("h%d", time.Now().UnixNano())), address: os.Getenv(envAddress), dir: newEmbedded(t).dir}
 }
 
 // driver names what is tested.
@@ -59,7 +61,10 @@ func driver() string {
 }
 
 // external is any broker that a component file can reach.
-type external struct{ text, address string }
+type external struct {
+	text, address string
+	dir           string // of an embedded store
+}
 
 func (x *external) component(g *servers.Gate) string {
 	at := x.address
@@ -68,6 +73,9 @@ func (x *external) component(g *servers.Gate) string {
 	}
 	return strings.ReplaceAll(x.text, "{{address}}", at)
 }
+
+// store is an embedded one: what is tested is the broker.
+func (x *external) store() string { return embeddedStore(x.dir) }
 
 func (x *external) gate(t testing.TB) *servers.Gate {
 	if x.address == "" {
@@ -121,6 +129,12 @@ spec:
   - {name: partitions, value: "8"}
   - {name: sessionTTL, value: %s}
 `, dir, sessionTTL)
+}
+
+func (b *embedded) store() string { return embeddedStore(b.dir) }
+
+func embeddedStore(dir string) string {
+	return fmt.Sprintf("apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: statestore}\nspec:\n  type: state.embedded\n  version: v1\n  metadata:\n  - {name: dataDir, value: %q}\n", dir)
 }
 
 // gate is another directory whose socket leads to the node's. What reaches the node that way never

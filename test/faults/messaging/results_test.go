@@ -72,11 +72,12 @@ func (t *table) figures() {
 	var takeovers, handovers []time.Duration
 	again := map[string][]history.Again{}
 	pauses := map[string][]history.Pause{}
-	unexplained := 0
+	unexplained, late := 0, 0
 	for _, r := range t.rows {
 		takeovers = append(takeovers, r.Figures.Takeovers...)
 		handovers = append(handovers, r.Figures.Handovers...)
 		unexplained += r.Figures.Unexplained
+		late += r.Figures.Late
 		for _, a := range r.Figures.Again {
 			what := a.Cause.What
 			if a.Cause.Kind != history.Fault {
@@ -115,7 +116,7 @@ func (t *table) figures() {
 		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\t%s\n", what, len(again[what]), most.Count, most.Bound, spread(moved), spread(steady))
 	}
 	w.Flush()
-	fmt.Printf("messages that came again for no visible reason: %d\n", unexplained)
+	fmt.Printf("messages that came again for no visible reason: %d; late writes refused by a store: %d\n", unexplained, late)
 }
 
 // spread is the least, the middle and the greatest of some times.

@@ -29,6 +29,7 @@ type scenario struct {
 	wrong    bool          // publishers try what cannot be published
 	long     time.Duration // some messages take so long
 	replays  int           // consumers of another group
+	stores   bool          // consumers write to a store, fenced by epochs
 }
 
 // roles are the consumers, in turn.
@@ -95,6 +96,7 @@ var scenarios = []scenario{
 	{api: "native", name: "native: apps killed", takers: 3, faults: []fault{appKilled, appStopped, appKilled}},
 	{api: "native", name: "native: sidecars killed", takers: 3, faults: []fault{sidecarKilled, bothKilled, sidecarKilled}},
 	{api: "native", name: "native: sidecars stopped and continued", takers: 3, long: 2500 * time.Millisecond, faults: []fault{sidecarStopped, sidecarStopped, sidecarStopped}},
+	{api: "native", name: "native: fenced writes of halted sidecars", takers: 2, stores: true, long: 2500 * time.Millisecond, faults: []fault{sidecarStopped, sidecarStopped}},
 	{api: "native", name: "native: leaves and joins", takers: 3, faults: []fault{restarted, joined, rolling}},
 	{api: "native", name: "native: connections cut and half-open", takers: 3, gates: true, faults: []fault{linkCut, halfOpen, linkCut, halfOpen}},
 	{api: "native", name: "native: broker killed and slow", takers: 3, faults: []fault{brokerKilled, brokerSlow, brokerKilled}},

@@ -4,6 +4,7 @@ package messaging
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -17,7 +18,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
+	mechav1 "github.com/mecha-project/mecha/api/mecha/v1"
 	"github.com/mecha-project/mecha/test/faults/messaging/app"
 	"github.com/mecha-project/mecha/test/faults/messaging/history"
 	"github.com/mecha-project/mecha/test/harness"
@@ -137,6 +140,9 @@ func (s *stage) add(role, group string, gated bool) *taker {
 
 func (k *taker) startSide(ports harness.Ports) {
 	o := harness.Options{AppID: "taker", Ports: ports, NoWait: true, Args: quiet, Files: map[string]string{"pubsub.yaml": k.s.broker.component(k.gate)}}
+	if k.s.sc.stores {
+		o.Files["state.yaml"] = k.s.broker.store()
+	}
 	if k.role == "callback" {
 		o.AppPort, o.Protocol = k.port, "grpc"
 	}
@@ -146,7 +152,11 @@ func (k *taker) startSide(ports harness.Ports) {
 func (k *taker) startApp() {
 	k.gen++
 	s := k.s
-	k.app = s.start(app.Config{Role: k.role, Proc: fmt.Sprintf("%s-%d.%d", k.group, k.n, k.gen), Sidecar: k.side.Target(), Listen: fmt.Sprintf("127.0.0.1:%d", k.port),
+	state := ""
+	if s.sc.stores {
+		state = "statestore"
+	}
+	k.app = s.start(app.Config{State: state, Role: k.role, Proc: fmt.Sprintf("%s-%d.%d", k.group, k.n, k.gen), Sidecar: k.side.Target(), Listen: fmt.Sprintf("127.0.0.1:%d", k.port),
 		Group: k.group, Instance: fmt.Sprintf("%s-%d", k.group, k.n), DeadLetter: s.sc.deadLetter, Handler: s.sc.usual(),
 		MaxInFlight: s.sc.limit(), Attempts: s.sc.attempts, Window: s.sc.window, Credit: s.sc.credit})
 }
@@ -334,8 +344,36 @@ func (s *stage) drain() {
 		}
 	}
 	time.Sleep(300 * time.Millisecond) // what comes too often, or too late, shows
+	if s.sc.stores {
+		s.stored()
+	}
 	s.note(history.Event{Kind: history.Drained})
 	s.read()
+}
+
+// stored notes what the store holds.
+func (s *stage) stored() {
+	conn, err := grpc.NewClient(s.takers[0].side.Target(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	page, err := mechav1.NewStateClient(conn).Scan(ctx, &mechav1.ScanRequest{StoreName: "statestore", PageSize: 1000})
+	if err != nil {
+		s.t.Fatal("reading the store: ", err)
+	}
+	for _, item := range page.Items {
+		var b struct {
+			ID, Key string
+			Seq     int
+		}
+		if err := json.Unmarshal(item.Value, &b); err != nil {
+			s.t.Fatalf("the store holds %q under %s", item.Value, item.Key)
+		}
+		s.note(history.Event{Kind: history.Stored, Group: "taker", Topic: "orders", ID: b.ID, Key: b.Key, Seq: b.Seq, Part: history.NoPart})
+	}
 }
 
 // groups are those that are promised everything.

@@ -60,6 +60,8 @@ type Config struct {
 	// delivered for ever), the window (0: the default), credit to begin with (0: not credited).
 	Instance                 string
 	Attempts, Window, Credit int
+	// State is a store to which native consumers write each message, fenced by its epoch.
+	State string
 	// Wrong has pipelines publish what cannot be, now and then; Long, what takes so long to handle.
 	Wrong bool
 	Long  time.Duration

@@ -4,6 +4,7 @@ package app
 
 import (
 	"context"
+	"encoding/json"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,7 +37,7 @@ func (w *worker) native(ctx context.Context) error {
 // members is one member of a group after the other, until the app is to end.
 func (c *consumer) members(ctx context.Context, conn *grpc.ClientConn, topic string) {
 	for ctx.Err() == nil {
-		m := &member{consumer: c, topic: topic, parts: map[part]*holding{}}
+		m := &member{consumer: c, topic: topic, state: mechav1.NewStateClient(conn), parts: map[part]*holding{}}
 		m.live(ctx, conn)
 		rest(ctx, 20*time.Millisecond)
 	}
@@ -60,6 +61,7 @@ type member struct {
 	topic  string
 	stream grpc.BidiStreamingClient[mechav1.ConsumerFrame, mechav1.BrokerFrame]
 	send   sync.Mutex // around stream.Send
+	state  mechav1.StateClient
 	parts  map[part]*holding
 	work   sync.WaitGroup
 	taken  atomic.Int64
@@ -223,12 +225,29 @@ func (m *member) finish(at part, b body, e history.Event) {
 		m.say(&mechav1.ConsumerFrame{Frame: &mechav1.ConsumerFrame_Nack{Nack: &mechav1.Nack{Topic: at.topic, Partition: at.id, Epoch: e.Epoch, Position: e.Pos, Remedy: mechav1.Remedy_REMEDY_RETRY, Reason: "poison"}}})
 		return
 	}
+	if m.State != "" && !m.store(at, b, e.Epoch) {
+		e.Remedy, e.Fenced = history.Retry, true
+		m.mark(history.Nacked, at, e)
+		m.say(&mechav1.ConsumerFrame{Frame: &mechav1.ConsumerFrame_Nack{Nack: &mechav1.Nack{Topic: at.topic, Partition: at.id, Epoch: e.Epoch, Position: e.Pos, Remedy: mechav1.Remedy_REMEDY_RETRY, Reason: "not stored"}}})
+		return
+	}
 	done := e
 	done.Kind, done.Group, done.Topic, done.Part = history.Effect, m.Group, at.topic, int32(at.id)
 	m.must(m.sink.Add(done))
 	m.mark(history.Acked, at, e)
 	m.grant(1)
 	m.ack(at, e.Epoch, e.Pos)
+}
+
+// store writes the message as the newest of its key, if no later owner of the partition has written.
+func (m *member) store(at part, b body, epoch uint64) bool {
+	value, err := json.Marshal(b)
+	m.must(err)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_, err = m.state.Write(ctx, &mechav1.WriteRequest{StoreName: m.State, IfEpoch: &mechav1.Epoch{Topic: at.topic, Partition: at.id, Epoch: epoch},
+		Operations: []*mechav1.StateOperation{{Operation: &mechav1.StateOperation_Set{Set: &mechav1.SetState{Key: b.Key, Value: value}}}}})
+	return err == nil
 }
 
 func (m *member) ack(at part, epoch, pos uint64) {

@@ -136,6 +136,9 @@ var cases = []struct {
 	{"fenced sink", Setup{}, []Event{fenced(did(a1, "x", 1)), fenced(did(a2, "y", 2))}, "I3", ""},
 	{"fenced sink takes a zombie's", Setup{}, []Event{fenced(did(a2, "y", 2)), fenced(did(a3, "x", 1))}, "I3", "older epoch"},
 
+	{"fenced store", Setup{}, join(whole(a1, "x", 1), whole(a2, "y", 2), []Event{of3(a2, Stored, "", 0), drained}), "I3", ""},
+	{"fenced store takes a zombie's", Setup{}, join(whole(a1, "x", 1), whole(a2, "y", 2), []Event{of3(a1, Stored, "", 0), drained}), "I3", "the store holds number 1"},
+
 	{"quiet after the end", Setup{}, []Event{assigned("x", 1, 1), got(a1, "x", 1), part(Revoking, "x"), part(RevokeDone, "x"), assigned("x", 3, 2), got(a2, "x", 3)}, "I4", ""},
 	{"after RevokeDone", Setup{}, []Event{assigned("x", 1, 1), part(Revoking, "x"), part(RevokeDone, "x"), got(a1, "x", 1)}, "I4", "taken back"},
 	{"after Revoking", Setup{}, []Event{assigned("x", 1, 1), part(Revoking, "x"), got(a1, "x", 1)}, "I4", "taken back"},

@@ -37,7 +37,7 @@ const (
 	Opened Kind = "opened"
 	// Delivered: a message reached the app. Stamped after.
 	Delivered Kind = "delivered"
-	// Effect: a message took effect at the sink. Fenced tells that the sink compared epochs before.
+	// Effect: a message took effect at the sink.
 	Effect Kind = "effect"
 	// Acked: the app is done with a message. Stamped before.
 	Acked Kind = "acked"
@@ -61,6 +61,8 @@ const (
 	Unparked Kind = "unparked"
 	// DeadLettered: a message arrived on the dead-letter topic. Stamped after.
 	DeadLettered Kind = "dead_lettered"
+	// Stored: in the end a store that takes writes by epoch holds this message as the newest of Key.
+	Stored Kind = "stored"
 	// Seek: Group is moved to another position, by an administrator or a consumer. Stamped before.
 	Seek Kind = "seek"
 	// Resized: Topic gets another number of partitions, N. Stamped before.
@@ -133,7 +135,8 @@ type Event struct {
 	Next      uint64        `json:"next,omitempty"`
 	Committed uint64        `json:"committed,omitempty"`
 	N         int           `json:"n,omitempty"`
-	Fenced    bool          `json:"fenced,omitempty"`
+	// Fenced: an Effect that the sink took by its epoch; a Nacked because a store refused the epoch.
+	Fenced bool `json:"fenced,omitempty"`
 
 	Until    time.Duration `json:"until,omitempty"`
 	What     string        `json:"what,omitempty"`

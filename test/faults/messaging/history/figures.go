@@ -87,6 +87,7 @@ type Figures struct {
 	Handovers                     []time.Duration // from a revocation to the next owner's assignment
 	Again                         []Again
 	Unexplained                   int // messages that came again for no visible reason
+	Late                          int // writes that a store refused because a later owner had written
 	Pauses                        []Pause
 }
 
@@ -115,6 +116,11 @@ func (x *index) figures() Figures {
 	for _, m := range x.messages {
 		if m.ok != nil {
 			f.Published++
+		}
+	}
+	for _, e := range x.byKind[Nacked] {
+		if e.Fenced {
+			f.Late++
 		}
 	}
 	held := x.holders()

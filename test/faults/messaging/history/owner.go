@@ -28,6 +28,7 @@ func (x *index) oneOwner(v *Verdict) {
 	}
 	x.epochsGrow(v)
 	x.fencedSink(v)
+	x.fencedStore(v)
 }
 
 // epochsGrow: an epoch that is given after another was seen is greater. What is given to a
@@ -76,6 +77,28 @@ func (x *index) fencedSink(v *Verdict) {
 			continue
 		}
 		last[e.place()] = e
+	}
+}
+
+// fencedStore: what is stored of a key in the end is its newest message. Were an old owner's late write
+// taken, it would be older.
+func (x *index) fencedStore(v *Verdict) {
+	if x.drained == nil {
+		return
+	}
+	newest := map[ofKey]*Event{}
+	for _, e := range x.byKind[Acked] {
+		k := ofKey{e.Group, e.Topic, e.Key}
+		if newest[k] == nil || newest[k].Seq < e.Seq {
+			newest[k] = e
+		}
+	}
+	for _, e := range x.byKind[Stored] {
+		v.Checks++
+		if n := newest[ofKey{e.Group, e.Topic, e.Key}]; n != nil && n.Seq > e.Seq {
+			x.violate(v, fmt.Sprintf("number %d of key %s was stored and acknowledged, and the store holds number %d", n.Seq, e.Key, e.Seq),
+				append(slices.Clone(x.deliv[of{e.Group, e.ID}]), n, e)...)
+		}
 	}
 }
 
