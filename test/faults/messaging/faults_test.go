@@ -4,6 +4,8 @@ package messaging
 
 import (
 	"context"
+	"math/rand/v2"
+	"sync"
 	"syscall"
 	"time"
 
@@ -21,8 +23,12 @@ func (s *stage) between(from, to time.Duration) time.Duration {
 	return from + time.Duration(s.dice.Int64N(int64(to-from)+1))
 }
 
-// any is a random consumer.
-func (s *stage) any() *taker { return s.takers[s.dice.IntN(len(s.takers))] }
+// any is a random consumer that suffers nothing else until its busy is unlocked.
+func (s *stage) any() *taker {
+	k := s.takers[s.dice.IntN(len(s.takers))]
+	k.busy.Lock()
+	return k
+}
 
 // broke notes a fault that began at a time and is over now. victims are the apps it hit.
 func (s *stage) broke(what string, from time.Duration, e history.Event, victims ...string) {
@@ -36,6 +42,7 @@ type fault func(s *stage)
 // appKilled kills an app; its sidecar stays.
 func appKilled(s *stage) {
 	k := s.any()
+	defer k.busy.Unlock()
 	victim, from := k.app.name, history.Now()
 	k.app.kill()
 	time.Sleep(s.between(100*time.Millisecond, 600*time.Millisecond))
@@ -46,6 +53,7 @@ func appKilled(s *stage) {
 // sidecarKilled kills a sidecar; its app stays, and sees it come back.
 func sidecarKilled(s *stage) {
 	k := s.any()
+	defer k.busy.Unlock()
 	from := history.Now()
 	k.side.Kill()
 	time.Sleep(s.between(100*time.Millisecond, 2*sessionTTL))
@@ -57,6 +65,7 @@ func sidecarKilled(s *stage) {
 // bothKilled kills an app and its sidecar at once: a host that fails.
 func bothKilled(s *stage) {
 	k := s.any()
+	defer k.busy.Unlock()
 	victim, from := k.app.name, history.Now()
 	k.side.Kill()
 	k.app.kill()
@@ -76,6 +85,7 @@ const takenOver = sessionTTL + 500*time.Millisecond
 // sidecarStopped halts a sidecar for a while: it knows nothing of the time it missed.
 func sidecarStopped(s *stage) {
 	k, lasts := s.any(), s.stopTime()
+	defer k.busy.Unlock()
 	from := history.Now()
 	k.side.Signal(syscall.SIGSTOP)
 	time.Sleep(lasts)
@@ -86,6 +96,7 @@ func sidecarStopped(s *stage) {
 // appStopped halts an app.
 func appStopped(s *stage) {
 	k, lasts := s.any(), s.stopTime()
+	defer k.busy.Unlock()
 	from := history.Now()
 	k.app.signal(syscall.SIGSTOP)
 	time.Sleep(lasts)
@@ -96,6 +107,7 @@ func appStopped(s *stage) {
 // restarted has a consumer leave in order, and come back.
 func restarted(s *stage) {
 	k := s.any()
+	defer k.busy.Unlock()
 	victim, from := k.app.name, history.Now()
 	k.app.end(s.t, 10*time.Second)
 	k.side.Signal(syscall.SIGTERM)
@@ -136,6 +148,7 @@ func joined(s *stage) {
 // linkCut breaks the connections between a sidecar and the broker; they can be made again.
 func linkCut(s *stage) {
 	k := s.any()
+	defer k.busy.Unlock()
 	if k.gate == nil {
 		return
 	}
@@ -148,6 +161,7 @@ func linkCut(s *stage) {
 // says so. Then what was held passes, late, or the connections break.
 func halfOpen(s *stage) {
 	k, lasts := s.any(), s.stopTime()
+	defer k.busy.Unlock()
 	if k.gate == nil {
 		return
 	}
@@ -188,6 +202,34 @@ func brokerSlow(s *stage) {
 		time.Sleep(s.between(20*time.Millisecond, 100*time.Millisecond))
 	}
 	s.broke("broker slow", from, history.Event{})
+}
+
+// brokerHalted halts the embedded node for so long that every member has to think itself dead.
+func brokerHalted(s *stage) {
+	pid, lasts := s.broker.pid(), s.stopTime()
+	if pid == 0 {
+		return
+	}
+	from := history.Now()
+	_ = syscall.Kill(pid, syscall.SIGSTOP)
+	time.Sleep(lasts)
+	_ = syscall.Kill(pid, syscall.SIGCONT)
+	s.broke("broker halted", from, history.Event{})
+}
+
+// together makes two faults happen at the same time. Each has dice of its own, so that the seed still
+// says what happens.
+func together(f, g fault) fault {
+	return func(s *stage) {
+		var both sync.WaitGroup
+		for _, h := range []fault{f, g} {
+			x := *s
+			x.dice = rand.New(rand.NewPCG(s.dice.Uint64(), 3))
+			both.Go(func() { h(&x) })
+			time.Sleep(s.between(0, sessionTTL))
+		}
+		both.Wait()
+	}
 }
 
 // publisherCut kills the sidecar of a publisher while it publishes.

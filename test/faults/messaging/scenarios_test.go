@@ -86,6 +86,7 @@ var scenarios = []scenario{
 	{name: "rolling restart", takers: 3, faults: []fault{rolling}},
 	{name: "connections cut and half-open", takers: 3, gates: true, faults: []fault{linkCut, halfOpen, linkCut, halfOpen}},
 	{name: "broker killed and slow", takers: 3, faults: []fault{brokerKilled, brokerSlow, brokerKilled}},
+	{name: "two faults at a time", takers: 3, gates: true, faults: []fault{together(sidecarStopped, sidecarKilled), together(halfOpen, bothKilled), together(sidecarStopped, sidecarStopped)}},
 	{name: "everything", takers: 3, gates: true, poisoned: 1, fails: 2, rounds: 5,
 		faults: all},
 
@@ -99,7 +100,8 @@ var scenarios = []scenario{
 	{api: "native", name: "native: fenced writes of halted sidecars", takers: 2, stores: true, long: 2500 * time.Millisecond, faults: []fault{sidecarStopped, sidecarStopped}},
 	{api: "native", name: "native: leaves and joins", takers: 3, faults: []fault{restarted, joined, rolling}},
 	{api: "native", name: "native: connections cut and half-open", takers: 3, gates: true, faults: []fault{linkCut, halfOpen, linkCut, halfOpen}},
-	{api: "native", name: "native: broker killed and slow", takers: 3, faults: []fault{brokerKilled, brokerSlow, brokerKilled}},
+	{api: "native", name: "native: broker killed halted and slow", takers: 3, faults: []fault{brokerKilled, brokerHalted, brokerSlow}},
+	{api: "native", name: "native: two faults at a time", takers: 3, gates: true, faults: []fault{together(sidecarStopped, sidecarKilled), together(halfOpen, bothKilled), together(brokerHalted, sidecarKilled)}},
 	{api: "native", name: "native: resized", takers: 3, faults: []fault{resized}},
 	{api: "native", name: "native: resized while a publisher is halted", takers: 2, faults: []fault{resizedUnnoticed, sidecarKilled}},
 	{api: "native", name: "native: another group is rewound", takers: 2, replays: 2, faults: []fault{rewound, sidecarStopped, rewound}},
@@ -109,4 +111,4 @@ var scenarios = []scenario{
 	{api: "native", name: "native: everything", takers: 3, gates: true, poisoned: 1, fails: 2, rounds: 5, faults: all},
 }
 
-var all = []fault{appKilled, sidecarKilled, bothKilled, sidecarStopped, appStopped, linkCut, halfOpen, brokerKilled, brokerSlow, publisherCut}
+var all = []fault{appKilled, sidecarKilled, bothKilled, sidecarStopped, appStopped, linkCut, halfOpen, brokerKilled, brokerSlow, brokerHalted, publisherCut}

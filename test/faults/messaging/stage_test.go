@@ -12,7 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -34,13 +36,19 @@ type stage struct {
 	dice   *rand.Rand
 	dir    string
 	record *history.Recorder
-	follow *history.Follower
-	events []history.Event
+	seen   *seen
 	broker broker
 	mesh   *harness.Mesh
 	takers []*taker
 	pubs   []*publisher
 	conn   *grpc.ClientConn // of admin
+}
+
+// seen is what was written down so far.
+type seen struct {
+	mu     sync.Mutex
+	follow *history.Follower // guarded by mu
+	events []history.Event   // guarded by mu; only added to
 }
 
 // process is an app's process.
@@ -62,6 +70,7 @@ type taker struct {
 	gen   int
 	app   *process
 	side  *harness.Sidecar
+	busy  sync.Mutex // held by the fault that it suffers
 }
 
 // publisher is a publishing app and its sidecar.
@@ -97,7 +106,7 @@ func newStage(t *testing.T, sc scenario, seed int64) *stage {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.record.Close() })
-	s.follow = history.Follow(dir)
+	s.seen = &seen{follow: history.Follow(dir)}
 	for n := range publishers { // first: a broker that is not there is not started through a gate
 		side := s.mesh.Start(harness.Options{AppID: fmt.Sprintf("publisher-%d", n), Args: quiet, Files: map[string]string{"pubsub.yaml": s.broker.component(nil)}})
 		s.pubs = append(s.pubs, &publisher{side: side})
@@ -248,14 +257,16 @@ func (s *stage) note(e history.Event) {
 	}
 }
 
-// read takes in what was written since.
+// read is all that was written until now.
 func (s *stage) read() []history.Event {
-	news, err := s.follow.Next()
+	s.seen.mu.Lock()
+	defer s.seen.mu.Unlock()
+	news, err := s.seen.follow.Next()
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.events = append(s.events, news...)
-	return news
+	s.seen.events = append(s.seen.events, news...)
+	return s.seen.events
 }
 
 func (s *stage) await(what string, limit time.Duration, done func() bool) bool {
@@ -274,8 +285,7 @@ func (s *stage) awaitFlow() {
 	s.t.Helper()
 	seen := map[string]bool{}
 	flows := s.await("every consumer takes messages", 15*time.Second, func() bool {
-		s.read()
-		for _, e := range s.events {
+		for _, e := range s.read() {
 			if e.Kind == history.Acked {
 				seen[e.Proc] = true
 			}
@@ -292,7 +302,7 @@ func (s *stage) awaitPublished(limit time.Duration) {
 	s.t.Helper()
 	from := history.Now()
 	s.await("publishing goes on", limit, func() bool {
-		for _, e := range s.read() {
+		for _, e := range slices.Backward(s.read()) {
 			if e.Kind == history.Published && e.Outcome == history.OK && e.From > from {
 				return true
 			}
@@ -319,8 +329,8 @@ func (s *stage) drain() {
 	groups := s.groups()
 	taken := 0
 	for last := time.Now(); time.Since(last) < drainPatience; time.Sleep(50 * time.Millisecond) {
-		s.read()
-		for _, e := range s.events[taken:] {
+		events := s.read()
+		for _, e := range events[taken:] {
 			w := word{e.Group, e.ID}
 			switch {
 			case e.Kind == history.Published && e.Outcome == history.OK:
@@ -335,7 +345,7 @@ func (s *stage) drain() {
 				last = time.Now()
 			}
 		}
-		taken = len(s.events)
+		taken = len(events)
 		if len(open) == 0 {
 			break
 		}
@@ -348,7 +358,6 @@ func (s *stage) drain() {
 		s.stored()
 	}
 	s.note(history.Event{Kind: history.Drained})
-	s.read()
 }
 
 // stored notes what the store holds.
