@@ -157,8 +157,8 @@ type Setup struct {
 	API    string `json:"api"`
 	// Groups are those that consume everything published from the start on.
 	Groups []string `json:"groups"`
-	// Exact tells that consumers see all that concerns their partitions (a loss, a revocation), so
-	// that a message that comes again for no visible reason is wrong.
+	// Exact tells that all consumers see what concerns their partitions (an assignment, a revocation, a
+	// loss), so that a message that comes again for no visible reason is wrong.
 	Exact bool `json:"exact,omitempty"`
 	// DeadLetters tells that the dead-letter topic is consumed: what is sent there has to arrive.
 	DeadLetters bool          `json:"dead_letters,omitempty"`

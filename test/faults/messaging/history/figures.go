@@ -12,7 +12,7 @@ const extra = 500 * time.Millisecond
 
 // takeover is I10.
 func (x *index) takeover(v *Verdict) {
-	if x.s.TTL == 0 || len(x.all) == 0 {
+	if x.s.TTL == 0 || !x.s.Exact || len(x.all) == 0 { // the next owner may be one that does not tell
 		return
 	}
 	over := x.all[len(x.all)-1].T

@@ -173,6 +173,9 @@ func (x *index) refusals() map[of][]*Event {
 func (x *index) cause(before, e *Event) *Event {
 	for _, hit := range []string{before.Proc, e.Proc} {
 		for _, f := range slices.Backward(x.byKind[Fault]) {
+			if x.s.Exact && (f.Graceful || f.Join) { // what is handed over in order does not come again
+				continue
+			}
 			if f.T <= e.T && f.hits(hit) && before.T <= f.end()+x.s.CommitWindow {
 				return f
 			}
