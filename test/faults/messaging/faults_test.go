@@ -76,6 +76,20 @@ func bothKilled(s *stage) {
 	s.broke("app and sidecar killed", from, history.Event{Crash: true}, victim)
 }
 
+// hostLost kills an app and its sidecar, and they stay away for longer than the session lives.
+func hostLost(s *stage) {
+	k := s.any()
+	defer k.busy.Unlock()
+	victim, from := k.app.name, history.Now()
+	k.side.Kill()
+	k.app.kill()
+	time.Sleep(3 * sessionTTL)
+	k.startSide(k.side.Ports())
+	k.startApp()
+	k.side.WaitHealthy()
+	s.broke("host lost", from, history.Event{Crash: true}, victim)
+}
+
 // stopTime is half to three times the session's life.
 func (s *stage) stopTime() time.Duration { return s.between(sessionTTL/2, 3*sessionTTL) }
 
