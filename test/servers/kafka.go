@@ -187,8 +187,8 @@ func (k *Kafka) Gate(tb testing.TB) *Gate {
 
 // Gate passes connections on, and can hold back what they carry.
 type Gate struct {
-	Addr string // host:port
-	to   string
+	Addr string // host:port, or the path of a socket
+	dial func() (net.Conn, error)
 
 	mu    sync.Mutex
 	free  sync.Cond             // of mu; told when held ends
@@ -200,11 +200,19 @@ type Gate struct {
 
 func newGate(tb testing.TB, at, to string) *Gate {
 	tb.Helper()
-	l, err := net.Listen("tcp", at)
+	return NewGate(tb, "tcp", at, to)
+}
+
+// NewGate stands between clients and any server: at and to are addresses of a network as net.Dial
+// takes them.
+func NewGate(tb testing.TB, network, at, to string) *Gate {
+	tb.Helper()
+	l, err := net.Listen(network, at)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	g := &Gate{Addr: at, to: to, conns: map[net.Conn]struct{}{}}
+	dial := func() (net.Conn, error) { return (&net.Dialer{Timeout: 5 * time.Second}).Dial(network, to) }
+	g := &Gate{Addr: l.Addr().String(), dial: dial, conns: map[net.Conn]struct{}{}}
 	g.free.L = &g.mu
 	g.work.Go(func() {
 		for {
@@ -254,7 +262,7 @@ func (g *Gate) Cut() {
 
 func (g *Gate) serve(c net.Conn) {
 	defer c.Close()
-	there, err := (&net.Dialer{Timeout: 5 * time.Second}).Dial("tcp", g.to)
+	there, err := g.dial()
 	if err != nil {
 		return
 	}
