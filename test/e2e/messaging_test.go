@@ -17,8 +17,8 @@ import (
 	"github.com/mecha-project/mecha/test/harness"
 )
 
-// messagingStores is a broker and a store on an embedded node in dir, with a short session.
-func messagingStores(dir string) string {
+// eventsAndStore is a broker and a store on an embedded node in dir, with a short session.
+func eventsAndStore(dir string) string {
 	return fmt.Sprintf(`apiVersion: dapr.io/v1alpha1
 kind: Component
 metadata: {name: events}
@@ -49,7 +49,7 @@ type member struct {
 
 func messagingMesh(t *testing.T) func() *member {
 	mesh := harness.NewMesh(t)
-	files := map[string]string{"s.yaml": messagingStores(t.TempDir())}
+	files := map[string]string{"s.yaml": eventsAndStore(t.TempDir())}
 	return func() *member {
 		t.Helper()
 		s := mesh.Start(harness.Options{AppID: "orders", Files: files})
