@@ -137,7 +137,10 @@ func TestCredit(t *testing.T) {
 	if len(a.got) > 0 {
 		t.Errorf("%d messages without credit", len(a.got))
 	}
-	if err := a.c.Credit(7, 1000, nil); err != nil {
+	if err := a.c.Credit(0, 0, nil); fault.Of(err) != fault.Invalid {
+		t.Errorf("credit of nothing: %v", err)
+	}
+	if err := a.c.Credit(7, 0, nil); err != nil {
 		t.Fatal(err)
 	}
 	a.wait("seven messages", func() bool { return len(a.got) >= 7 })

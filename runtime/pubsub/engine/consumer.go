@@ -56,8 +56,41 @@ type Consumer struct {
 	work   sync.WaitGroup
 }
 
-// credit is what the app still takes.
-type credit struct{ messages, bytes int }
+// credit is what the app still takes. Of what was never granted it takes any amount.
+type credit struct {
+	messages, bytes     int
+	ofMessages, ofBytes bool // granted once
+}
+
+// room is how much of messages and bytes the credit allows.
+func (cr *credit) room(messages, bytes int) (int, int) {
+	if cr.ofMessages {
+		messages = min(messages, cr.messages)
+	}
+	if cr.ofBytes {
+		bytes = min(bytes, cr.bytes)
+	}
+	return messages, bytes
+}
+
+// grant adds to the credit.
+func (cr *credit) grant(messages, bytes int) {
+	if messages > 0 {
+		cr.ofMessages = true
+		cr.messages = min(cr.messages+messages, maxCredit)
+	}
+	if bytes > 0 {
+		cr.ofBytes = true
+		cr.bytes = min(cr.bytes+bytes, maxCredit)
+	}
+}
+
+// spend takes from it what was delivered. A message that is larger than the bytes left, and goes alone, takes
+// them all.
+func (cr *credit) spend(messages, bytes int) {
+	cr.messages = max(0, cr.messages-messages)
+	cr.bytes = max(0, cr.bytes-bytes)
+}
 
 // seat is what a consumer needs of its membership: group.Seat.
 type seat interface {
@@ -95,7 +128,7 @@ func NewConsumer(o ConsumeOptions, log *slog.Logger) (*Consumer, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	return &Consumer{opts: o, log: log, owned: map[Part]*owned{}, revocations: map[uint64][]Part{}, past: map[Part]uint64{}, concurrency: o.Limits.Concurrency,
+	return &Consumer{opts: o, log: log, owned: map[Part]*owned{}, credit: credit{ofMessages: true}, revocations: map[uint64][]Part{}, past: map[Part]uint64{}, concurrency: o.Limits.Concurrency,
 		wake: make(chan struct{}, 1), dirty: make(chan struct{}, 1), urgent: make(chan struct{}, 1), copies: make(chan struct{}, 1), leave: make(chan struct{}),
 		seated: make(chan struct{}), ended: make(chan string, 1), layout: make(chan struct{}, 1)}, nil
 }
@@ -368,7 +401,11 @@ func (c *Consumer) next(now time.Time) (Event, time.Time) {
 // roomy tells whether anything may be delivered at all. mu is held.
 func (c *Consumer) roomy() bool {
 	l := &c.opts.Limits
-	return c.inFlight < min(c.concurrency, l.Messages) && c.bytes < l.Bytes && (!c.opts.Credited || c.credit.messages > 0 && c.credit.bytes > 0)
+	messages, bytes := min(c.concurrency, l.Messages)-c.inFlight, l.Bytes-c.bytes
+	if c.opts.Credited {
+		messages, bytes = c.credit.room(messages, bytes)
+	}
+	return messages > 0 && bytes > 0
 }
 
 // poke wakes the dispatcher.
@@ -412,12 +449,8 @@ func (c *Consumer) room(o *owned) (messages, bytes int) {
 	messages = min(c.concurrency, l.Messages) - c.inFlight
 	bytes = l.Bytes - c.bytes
 	if c.opts.Credited {
-		messages = min(messages, c.credit.messages)
-		bytes = min(bytes, c.credit.bytes)
-		if o.credited {
-			messages = min(messages, o.credit.messages)
-			bytes = min(bytes, o.credit.bytes)
-		}
+		messages, bytes = c.credit.room(messages, bytes)
+		messages, bytes = o.credit.room(messages, bytes)
 	}
 	if c.doubt { // what is delivered now may be delivered again by another
 		n, _ := o.lane.InFlight()
@@ -430,7 +463,8 @@ func (c *Consumer) room(o *owned) (messages, bytes int) {
 const maxCredit = 1 << 40
 
 // Credit lets the app be given more: messages and bytes on top of what is left. With a part it bounds that
-// partition too, which is unbounded before. It is an error in a consumer that was not opened with Credited.
+// partition too. Before the first grant of a kind there is no bound of that kind, save that of messages altogether,
+// of which the app takes none. It is an error in a consumer that was not opened with Credited.
 func (c *Consumer) Credit(messages, bytes int, part *Part) error {
 	const op fault.Op = "pubsub.Credit"
 	c.mu.Lock()
@@ -438,15 +472,11 @@ func (c *Consumer) Credit(messages, bytes int, part *Part) error {
 	if !c.opts.Credited {
 		return fault.New(op, fault.Invalid, "the consumer was opened without credit; it takes none")
 	}
-	if messages < 0 || bytes < 0 || messages > maxCredit || bytes > maxCredit {
-		return fault.New(op, fault.Invalid, "credit of %d messages and %d bytes: want 0 to %d", messages, bytes, maxCredit)
-	}
-	grant := func(to *credit) {
-		to.messages = min(to.messages+messages, maxCredit)
-		to.bytes = min(to.bytes+bytes, maxCredit)
+	if messages < 0 || bytes < 0 || messages+bytes == 0 || messages > maxCredit || bytes > maxCredit {
+		return fault.New(op, fault.Invalid, "credit of %d messages and %d bytes: want 0 to %d, and not nothing at all", messages, bytes, maxCredit)
 	}
 	if part == nil {
-		grant(&c.credit)
+		c.credit.grant(messages, bytes)
 		c.feed()
 		c.poke()
 		return nil
@@ -455,8 +485,7 @@ func (c *Consumer) Credit(messages, bytes int, part *Part) error {
 	if err != nil {
 		return err
 	}
-	o.credited = true
-	grant(&o.credit)
+	o.credit.grant(messages, bytes)
 	o.list()
 	return nil
 }

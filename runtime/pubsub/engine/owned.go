@@ -32,7 +32,6 @@ type owned struct {
 
 	lane       *lane.Lane // nil while opening
 	listed     bool       // in Consumer.ready
-	credited   bool
 	credit     credit
 	paused     bool
 	assignment uint64                   // of its Revoking
@@ -296,16 +295,9 @@ func (o *owned) deliver(now time.Time) Event {
 			size += len(out[i].Data) + len(out[i].Key)
 		}
 		c.credit.spend(len(out), size)
-		if o.credited {
-			o.credit.spend(len(out), size)
-		}
+		o.credit.spend(len(out), size)
 	}
 	return Deliver{Part: o.part, Epoch: o.epoch, Messages: out}
-}
-
-func (cr *credit) spend(messages, bytes int) {
-	cr.messages -= messages
-	cr.bytes = max(0, cr.bytes-bytes)
 }
 
 // change runs a change of the lane and does what follows from it. c.mu is held.
