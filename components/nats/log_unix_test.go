@@ -16,6 +16,13 @@ import (
 	"github.com/mecha-project/mecha/components/fault"
 )
 
+// killServing kills the node once it serves: right after a kill there may be none yet.
+func killServing(t testing.TB, dir string, l block.Log) {
+	t.Helper()
+	waitFor(t, "a node", func() bool { return l.Ping(t.Context()) == nil })
+	killNode(t, dir)
+}
+
 // Nothing acknowledged is lost when the node is killed while records are appended and read, and a
 // reader goes on by itself without a gap and without a repetition.
 func TestKilledNodeLosesNoRecords(t *testing.T) {
@@ -85,12 +92,12 @@ func TestKilledNodeLosesNoRecords(t *testing.T) {
 	}
 	for range 4 {
 		time.Sleep(250 * time.Millisecond)
-		killNode(t, dir)
+		killServing(t, dir, l)
 	}
 	time.Sleep(250 * time.Millisecond)
 	close(stop)
 	writing.Wait()
-	killNode(t, dir)
+	killServing(t, dir, l)
 	for p := range partitions {
 		waitFor(t, "the last record", func() bool {
 			return l.Append(t.Context(), []block.LogRecord{rec("t", int32(p), "end")})[0].Err == nil
@@ -153,7 +160,7 @@ func TestKilledNodeKeepsDelayedRecordsAndIDs(t *testing.T) {
 	r := reader(t, l, "t", 0, 0, block.ReadOptions{})
 	for i := range 8 {
 		if i%2 == 0 {
-			killNode(t, dir)
+			killServing(t, dir, l)
 		}
 		if again := retry(plain)[0]; !again.Duplicate || again.Position != first.Position {
 			t.Errorf("the same ID again: %+v, want a duplicate of the one at %d", again, first.Position)
@@ -166,7 +173,7 @@ func TestKilledNodeKeepsDelayedRecordsAndIDs(t *testing.T) {
 	late := recs[0]
 	late.ID, late.DeliverAt = "late", time.Now().Add(time.Hour)
 	retry(late)
-	killNode(t, dir)
+	killServing(t, dir, l)
 	if again := retry(late)[0]; !again.Duplicate {
 		t.Errorf("a delayed record again: %+v, want a duplicate", again)
 	}
@@ -206,7 +213,7 @@ func TestKilledNodeKeepsBatchesWhole(t *testing.T) {
 	})
 	for range 4 {
 		time.Sleep(200 * time.Millisecond)
-		killNode(t, dir)
+		killServing(t, dir, l)
 	}
 	close(stop)
 	writing.Wait()
@@ -303,7 +310,7 @@ func TestKilledNodeKeepsLedger(t *testing.T) {
 	})
 	for range 4 {
 		time.Sleep(200 * time.Millisecond)
-		killNode(t, dir)
+		killServing(t, dir, l)
 	}
 	time.Sleep(200 * time.Millisecond)
 	close(stop)

@@ -123,6 +123,14 @@ func (l *logTest) append(recs ...block.LogRecord) []block.AppendResult {
 	return results
 }
 
+// keep has a broker that asks for it keep the records of a topic, however many.
+func (l *logTest) keep(topic string) string {
+	if k, ok := l.log.(block.LogKeeper); ok {
+		k.Consumed(topic, "keep", 0, 0)
+	}
+	return topic
+}
+
 // reader opens a reader with the client; it is closed with the subtest.
 func (l *logTest) reader(log block.Log, topic string, partition int32, from uint64) block.LogReader {
 	l.Helper()
@@ -267,6 +275,8 @@ func logOrder(l *logTest) {
 		topic     string
 		partition int32
 	}
+	l.keep(l.name("a"))
+	l.keep(l.name("b"))
 	places := []place{{l.name("a"), 0}, {l.name("a"), 1}, {l.name("a"), 2}, {l.name("b"), 0}, {l.name("b"), 7}}
 	bodies, at := map[place][]string{}, map[place][]uint64{}
 	n := 0
@@ -631,7 +641,7 @@ func logReaderClose(l *logTest) {
 }
 
 func logAhead(l *logTest) {
-	topic, want := l.name("topic"), numbers(strings.Repeat("x", 100), 300)
+	topic, want := l.keep(l.name("topic")), numbers(strings.Repeat("x", 100), 300)
 	at := resultPositions(l.append(records(topic, 0, want...)...))
 	for _, opts := range []block.ReadOptions{{Messages: 1}, {Messages: 3, Bytes: 150}, {Bytes: 1}, {Messages: 10_000, Bytes: 64 << 20}} {
 		r, err := l.log.OpenReader(l.ctx(), topic, 0, 0, opts)

@@ -31,7 +31,7 @@ func logReaders(l *logTest) {
 // A member of a group reads many partitions at once, with one client.
 func logMany(l *logTest) {
 	const partitions, each = 48, 40
-	topic := l.name("topic")
+	topic := l.keep(l.name("topic"))
 	other := l.client()
 	var readers []block.LogReader
 	for p := range partitions {
@@ -60,7 +60,7 @@ func logMany(l *logTest) {
 // However many append, there is one order, and every reader sees it whole.
 func logConcurrent(l *logTest) {
 	const appenders, each, batch = 6, 60, 5
-	topic := l.name("topic")
+	topic := l.keep(l.name("topic"))
 	clients := []block.Log{l.log, l.client(), l.client()}
 	total := appenders * each
 	var mu sync.Mutex
@@ -120,6 +120,11 @@ func logConcurrent(l *logTest) {
 	}
 }
 
+func withID(r block.LogRecord, id string) block.LogRecord {
+	r.ID = id
+	return r
+}
+
 func logDuplicates(l *logTest) {
 	if l.log.LogFeatures().Dedup == 0 {
 		notOffered(l.T, "IDs are not remembered")
@@ -127,9 +132,7 @@ func logDuplicates(l *logTest) {
 	}
 	topic := l.name("topic")
 	with := func(id, topic string, partition int32, body string) block.LogRecord {
-		r := record(topic, partition, body)
-		r.ID = id
-		return r
+		return withID(record(topic, partition, body), id)
 	}
 	ids := []string{"one", "One", "one ", "*", ">", "a.b", "\r\n", "ünï", "0/one", strings.Repeat("i", 300)}
 	var recs []block.LogRecord
@@ -308,8 +311,12 @@ func logDelay(l *logTest) {
 	r := l.reader(l.log, topic, 0, 0)
 	results := l.append(later("third", 3, "k3"), record(topic, 0, "now"), later("first", 1, "k1"), later("past", -5, "kp"), later("second", 2, "k2"), record(topic, 0, "now, too"))
 	for i, res := range results {
-		if i != 3 && (res.Position == 0) != (i == 0 || i == 2 || i == 4) {
-			l.Errorf("record %d: position %d, want 0 for those delayed and only for those", i, res.Position)
+		late := i == 0 || i == 2 || i == 4
+		if late && res.Position != 0 && time.Since(start) < step {
+			l.Errorf("delayed record %d has position %d before its time", i, res.Position)
+		}
+		if i != 3 && !late && res.Position == 0 {
+			l.Errorf("record %d, which is not delayed, has no position", i)
 		}
 	}
 	// One that was due before it came may take a moment, and with it its place.
@@ -439,9 +446,7 @@ func logAtomic(l *logTest) {
 	if f.Dedup == 0 {
 		delete(refused, "known")
 	}
-	known := record(topic, 1, "known")
-	known.ID = "known"
-	l.append(known)
+	l.append(withID(record(topic, 1, "known"), "known"))
 	for what, spoil := range refused {
 		bad := []block.LogRecord{record(topic, 0, what), record(topic, 1, what), record(topic, 2, what)}
 		spoil(&bad[1])
@@ -470,11 +475,27 @@ func logAtomic(l *logTest) {
 		}
 	}
 	if f.Dedup > 0 { // what was not taken is not known either
-		again := record(topic, 3, "again")
-		again.ID, again.Partition = "delayed 0", 0
+		again := record(topic, 0, "again")
+		again.ID = "delayed 0"
 		if r := l.append(again)[0]; r.Duplicate {
 			l.Errorf("a record of a refused batch counts as taken")
 		}
+		named := records(topic, 4, "n0", "n1", "n2")
+		for i := range named {
+			named[i].ID = fmt.Sprint("named ", i)
+		}
+		if _, err := log.AppendAtomic(l.ctx(), named); err != nil {
+			l.Fatalf("AppendAtomic of records with IDs: %v", err)
+		}
+		_, err := log.AppendAtomic(l.ctx(), named)
+		wantCode(l, "the same again", err, fault.Exists)
+		if r := l.append(named[1])[0]; !r.Duplicate {
+			l.Errorf("a record of an accepted batch is not known")
+		}
+		_, err = log.AppendAtomic(l.ctx(), []block.LogRecord{withID(record(topic, 4, "x"), "twice"), withID(record(topic, 4, "x"), "twice")})
+		wantCode(l, "AppendAtomic with one ID twice", err, fault.Exists)
+		l.append(record(topic, 4, "end"))
+		l.same("a partition of records with IDs", l.read(topic, 4, 0, 4), []string{"n0", "n1", "n2", "end"}, nil)
 	}
 	_, err = log.AppendAtomic(l.ctx(), []block.LogRecord{record(l.name("x"), 0, "x"), record(l.name("y"), 0, "y")})
 	if err != nil {
