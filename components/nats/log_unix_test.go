@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +22,18 @@ func killServing(t testing.TB, dir string, l block.Log) {
 	t.Helper()
 	waitFor(t, "a node", func() bool { return l.Ping(t.Context()) == nil })
 	killNode(t, dir)
+}
+
+// killAmid kills the node several times, each time once as much more was done as says.
+func killAmid(t testing.TB, dir string, times int, done *atomic.Int64, enough int64) {
+	t.Helper()
+	for range times {
+		from := done.Load()
+		waitFor(t, "some more work", func() bool { return done.Load() >= from+enough })
+		killNode(t, dir)
+	}
+	from := done.Load()
+	waitFor(t, "work after the last kill", func() bool { return done.Load() >= from+enough })
 }
 
 // Nothing acknowledged is lost when the node is killed while records are appended and read, and a
@@ -45,7 +58,7 @@ func TestKilledNodeLosesNoRecords(t *testing.T) {
 		}
 	}
 	acked := make([]map[string]uint64, partitions) // position of each record known to be stored
-	last := make([]string, partitions)
+	var done atomic.Int64
 	var writing sync.WaitGroup
 	for p := range partitions {
 		acked[p] = map[string]uint64{}
@@ -60,7 +73,7 @@ func TestKilledNodeLosesNoRecords(t *testing.T) {
 					switch {
 					case res.Err == nil:
 						acked[p][string(batch[i].Data)] = res.Position
-						last[p] = string(batch[i].Data)
+						done.Add(1)
 					case fault.Of(res.Err) != fault.Unavailable:
 						t.Errorf("Append: %v (%v), want success or unavailable", res.Err, fault.Of(res.Err))
 					}
@@ -90,11 +103,7 @@ func TestKilledNodeLosesNoRecords(t *testing.T) {
 			}
 		})
 	}
-	for range 4 {
-		time.Sleep(250 * time.Millisecond)
-		killServing(t, dir, l)
-	}
-	time.Sleep(250 * time.Millisecond)
+	killAmid(t, dir, 4, &done, 300)
 	close(stop)
 	writing.Wait()
 	killServing(t, dir, l)
@@ -113,9 +122,6 @@ func TestKilledNodeLosesNoRecords(t *testing.T) {
 			}
 			before = r.Position
 			seen[string(r.Data)] = r.Position
-		}
-		if len(acked[p]) < 100 {
-			t.Errorf("partition %d: only %d records were acknowledged", p, len(acked[p]))
 		}
 		for data, at := range acked[p] {
 			if seen[data] != at {
@@ -193,7 +199,7 @@ func TestKilledNodeKeepsBatchesWhole(t *testing.T) {
 	}
 	const size = 20
 	stop := make(chan struct{})
-	acked := 0
+	var acked atomic.Int64
 	var writing sync.WaitGroup
 	writing.Go(func() {
 		for n := 0; ; n++ {
@@ -207,19 +213,16 @@ func TestKilledNodeKeepsBatchesWhole(t *testing.T) {
 				batch[i] = rec("t", 0, fmt.Sprint(n, "/", i))
 			}
 			if _, err := l.(block.LogAtomic).AppendAtomic(t.Context(), batch); err == nil {
-				acked++
+				acked.Add(1)
 			}
 		}
 	})
-	for range 4 {
-		time.Sleep(200 * time.Millisecond)
-		killServing(t, dir, l)
-	}
+	killAmid(t, dir, 4, &acked, 5)
 	close(stop)
 	writing.Wait()
 	waitFor(t, "the end", func() bool { return l.Append(t.Context(), []block.LogRecord{rec("t", 0, "end")})[0].Err == nil })
 	r := reader(t, l, "t", 0, 0, block.ReadOptions{})
-	whole := 0
+	var whole int64
 	for {
 		got := read(t, r, 1)
 		if string(got[0].Data) == "end" {
@@ -234,8 +237,8 @@ func TestKilledNodeKeepsBatchesWhole(t *testing.T) {
 		}
 		whole++
 	}
-	if whole < acked || acked == 0 {
-		t.Errorf("%d batches were acknowledged and %d are there", acked, whole)
+	if whole < acked.Load() {
+		t.Errorf("%d batches were acknowledged and %d are there", acked.Load(), whole)
 	}
 }
 
@@ -254,6 +257,7 @@ func TestKilledNodeKeepsLedger(t *testing.T) {
 	}
 	var mu sync.Mutex
 	winners := map[uint64]string{} // by revision, what its writer wrote
+	var done atomic.Int64
 	var writing, watching sync.WaitGroup
 	for w := range 3 {
 		l := embeddedLog(t, dir, "pubsub")
@@ -271,6 +275,7 @@ func TestKilledNodeKeepsLedger(t *testing.T) {
 							t.Errorf("revision %d on top of %d was given to %s, and before to %q", res.Revision, e.Revision, value, was)
 						}
 						winners[res.Revision] = value
+						done.Add(1)
 					} else if c := fault.Of(res.Err); c != fault.Conflict && c != fault.Unavailable {
 						t.Errorf("LedgerPut: %v (%v)", res.Err, c)
 					}
@@ -308,11 +313,12 @@ func TestKilledNodeKeepsLedger(t *testing.T) {
 			t.Errorf("LedgerWatch: %v", err)
 		}
 	})
-	for range 4 {
-		time.Sleep(200 * time.Millisecond)
-		killServing(t, dir, l)
-	}
-	time.Sleep(200 * time.Millisecond)
+	waitFor(t, "the watch to begin", func() bool {
+		told.Lock()
+		defer told.Unlock()
+		return told.resets > 0
+	})
+	killAmid(t, dir, 4, &done, 20)
 	close(stop)
 	writing.Wait()
 	var now block.LedgerEntry
@@ -337,7 +343,7 @@ func TestKilledNodeKeepsLedger(t *testing.T) {
 	if was, mine := winners[now.Revision]; mine && was != string(now.Value) {
 		t.Errorf("the entry is %q, and %q was acknowledged at its revision", now.Value, was)
 	}
-	if len(winners) < 20 || told.resets < 2 {
-		t.Errorf("%d writes were acknowledged and the watch began %d times; want more", len(winners), told.resets)
+	if told.resets < 2 {
+		t.Errorf("the watch began %d times, want it to begin anew", told.resets)
 	}
 }
