@@ -280,15 +280,21 @@ func (w *ledgerWatch) open(ctx context.Context) (*pull, *madeStreams, error) {
 		return nil, nil, err
 	}
 	s, err := w.b.streams(ctx, opLedgerWatch, p)
-	if err != nil {
+	var u *pull
+	if err == nil {
+		w.config.replicated = s.entries
+		u, err = openPull(ctx, opLedgerWatch, p, w.config)
+	}
+	if err == nil {
+		return u, s, nil
+	}
+	select {
+	case <-p.over: // that is no answer
+		return nil, nil, errInterrupted
+	default:
+		w.b.log.made.CompareAndSwap(s, nil) // perhaps the stream is gone
 		return nil, nil, err
 	}
-	w.config.replicated = s.entries
-	u, err := openPull(ctx, opLedgerWatch, p, w.config)
-	if err != nil {
-		w.b.log.made.CompareAndSwap(s, nil) // perhaps the stream is gone
-	}
-	return u, s, err
 }
 
 // interruption is nil for what another consumer mends.

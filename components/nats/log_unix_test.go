@@ -9,12 +9,32 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/fault"
 )
+
+// killServing kills the node once it serves: right after a kill there may be none yet.
+func killServing(t testing.TB, dir string, l block.Log) {
+	t.Helper()
+	waitFor(t, "a node", func() bool { return l.Ping(t.Context()) == nil })
+	killNode(t, dir)
+}
+
+// killAmid kills the node several times, each time once as much more was done as says.
+func killAmid(t testing.TB, dir string, times int, done *atomic.Int64, enough int64) {
+	t.Helper()
+	for range times {
+		from := done.Load()
+		waitFor(t, "some more work", func() bool { return done.Load() >= from+enough })
+		killNode(t, dir)
+	}
+	from := done.Load()
+	waitFor(t, "work after the last kill", func() bool { return done.Load() >= from+enough })
+}
 
 // Nothing acknowledged is lost when the node is killed while records are appended and read, and a
 // reader goes on by itself without a gap and without a repetition.
@@ -38,7 +58,7 @@ func TestKilledNodeLosesNoRecords(t *testing.T) {
 		}
 	}
 	acked := make([]map[string]uint64, partitions) // position of each record known to be stored
-	last := make([]string, partitions)
+	var done atomic.Int64
 	var writing sync.WaitGroup
 	for p := range partitions {
 		acked[p] = map[string]uint64{}
@@ -53,7 +73,7 @@ func TestKilledNodeLosesNoRecords(t *testing.T) {
 					switch {
 					case res.Err == nil:
 						acked[p][string(batch[i].Data)] = res.Position
-						last[p] = string(batch[i].Data)
+						done.Add(1)
 					case fault.Of(res.Err) != fault.Unavailable:
 						t.Errorf("Append: %v (%v), want success or unavailable", res.Err, fault.Of(res.Err))
 					}
@@ -83,14 +103,10 @@ func TestKilledNodeLosesNoRecords(t *testing.T) {
 			}
 		})
 	}
-	for range 4 {
-		time.Sleep(250 * time.Millisecond)
-		killNode(t, dir)
-	}
-	time.Sleep(250 * time.Millisecond)
+	killAmid(t, dir, 4, &done, 300)
 	close(stop)
 	writing.Wait()
-	killNode(t, dir)
+	killServing(t, dir, l)
 	for p := range partitions {
 		waitFor(t, "the last record", func() bool {
 			return l.Append(t.Context(), []block.LogRecord{rec("t", int32(p), "end")})[0].Err == nil
@@ -106,9 +122,6 @@ func TestKilledNodeLosesNoRecords(t *testing.T) {
 			}
 			before = r.Position
 			seen[string(r.Data)] = r.Position
-		}
-		if len(acked[p]) < 100 {
-			t.Errorf("partition %d: only %d records were acknowledged", p, len(acked[p]))
 		}
 		for data, at := range acked[p] {
 			if seen[data] != at {
@@ -153,7 +166,7 @@ func TestKilledNodeKeepsDelayedRecordsAndIDs(t *testing.T) {
 	r := reader(t, l, "t", 0, 0, block.ReadOptions{})
 	for i := range 8 {
 		if i%2 == 0 {
-			killNode(t, dir)
+			killServing(t, dir, l)
 		}
 		if again := retry(plain)[0]; !again.Duplicate || again.Position != first.Position {
 			t.Errorf("the same ID again: %+v, want a duplicate of the one at %d", again, first.Position)
@@ -166,7 +179,7 @@ func TestKilledNodeKeepsDelayedRecordsAndIDs(t *testing.T) {
 	late := recs[0]
 	late.ID, late.DeliverAt = "late", time.Now().Add(time.Hour)
 	retry(late)
-	killNode(t, dir)
+	killServing(t, dir, l)
 	if again := retry(late)[0]; !again.Duplicate {
 		t.Errorf("a delayed record again: %+v, want a duplicate", again)
 	}
@@ -186,7 +199,7 @@ func TestKilledNodeKeepsBatchesWhole(t *testing.T) {
 	}
 	const size = 20
 	stop := make(chan struct{})
-	acked := 0
+	var acked atomic.Int64
 	var writing sync.WaitGroup
 	writing.Go(func() {
 		for n := 0; ; n++ {
@@ -200,19 +213,16 @@ func TestKilledNodeKeepsBatchesWhole(t *testing.T) {
 				batch[i] = rec("t", 0, fmt.Sprint(n, "/", i))
 			}
 			if _, err := l.(block.LogAtomic).AppendAtomic(t.Context(), batch); err == nil {
-				acked++
+				acked.Add(1)
 			}
 		}
 	})
-	for range 4 {
-		time.Sleep(200 * time.Millisecond)
-		killNode(t, dir)
-	}
+	killAmid(t, dir, 4, &acked, 5)
 	close(stop)
 	writing.Wait()
 	waitFor(t, "the end", func() bool { return l.Append(t.Context(), []block.LogRecord{rec("t", 0, "end")})[0].Err == nil })
 	r := reader(t, l, "t", 0, 0, block.ReadOptions{})
-	whole := 0
+	var whole int64
 	for {
 		got := read(t, r, 1)
 		if string(got[0].Data) == "end" {
@@ -227,8 +237,8 @@ func TestKilledNodeKeepsBatchesWhole(t *testing.T) {
 		}
 		whole++
 	}
-	if whole < acked || acked == 0 {
-		t.Errorf("%d batches were acknowledged and %d are there", acked, whole)
+	if whole < acked.Load() {
+		t.Errorf("%d batches were acknowledged and %d are there", acked.Load(), whole)
 	}
 }
 
@@ -247,6 +257,7 @@ func TestKilledNodeKeepsLedger(t *testing.T) {
 	}
 	var mu sync.Mutex
 	winners := map[uint64]string{} // by revision, what its writer wrote
+	var done atomic.Int64
 	var writing, watching sync.WaitGroup
 	for w := range 3 {
 		l := embeddedLog(t, dir, "pubsub")
@@ -264,6 +275,7 @@ func TestKilledNodeKeepsLedger(t *testing.T) {
 							t.Errorf("revision %d on top of %d was given to %s, and before to %q", res.Revision, e.Revision, value, was)
 						}
 						winners[res.Revision] = value
+						done.Add(1)
 					} else if c := fault.Of(res.Err); c != fault.Conflict && c != fault.Unavailable {
 						t.Errorf("LedgerPut: %v (%v)", res.Err, c)
 					}
@@ -301,11 +313,12 @@ func TestKilledNodeKeepsLedger(t *testing.T) {
 			t.Errorf("LedgerWatch: %v", err)
 		}
 	})
-	for range 4 {
-		time.Sleep(200 * time.Millisecond)
-		killNode(t, dir)
-	}
-	time.Sleep(200 * time.Millisecond)
+	waitFor(t, "the watch to begin", func() bool {
+		told.Lock()
+		defer told.Unlock()
+		return told.resets > 0
+	})
+	killAmid(t, dir, 4, &done, 20)
 	close(stop)
 	writing.Wait()
 	var now block.LedgerEntry
@@ -330,7 +343,7 @@ func TestKilledNodeKeepsLedger(t *testing.T) {
 	if was, mine := winners[now.Revision]; mine && was != string(now.Value) {
 		t.Errorf("the entry is %q, and %q was acknowledged at its revision", now.Value, was)
 	}
-	if len(winners) < 20 || told.resets < 2 {
-		t.Errorf("%d writes were acknowledged and the watch began %d times; want more", len(winners), told.resets)
+	if told.resets < 2 {
+		t.Errorf("the watch began %d times, want it to begin anew", told.resets)
 	}
 }

@@ -26,7 +26,8 @@ type logReader struct {
 	held      *natsgo.Msg
 	heldAt    stand
 	out       []block.LogRecord
-	pause     time.Duration // before another consumer is made; 0 when the last one gave something
+	pause     time.Duration // before another consumer is made; 0 when the last one was of use
+	opened    time.Time     // when the last one was made
 
 	closed chan struct{}
 	mu     sync.Mutex
@@ -98,7 +99,7 @@ func (r *logReader) open(ctx context.Context, op fault.Op) error {
 			u.close()
 			return nil // whoever comes next sees closed
 		}
-		r.pull = u
+		r.pull, r.opened = u, time.Now()
 		return nil
 	}
 }
@@ -220,6 +221,9 @@ func (r *logReader) sleep(ctx context.Context, parked *parkSpot, wait bool) (wok
 
 // drop gives a consumer up.
 func (r *logReader) drop(u *pull) {
+	if time.Since(r.opened) > readPauseMost {
+		r.pause = 0
+	}
 	r.mu.Lock()
 	if r.pull == u {
 		r.pull = nil

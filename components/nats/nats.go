@@ -4,7 +4,8 @@
 //
 // State is a JetStream key-value bucket, one stream with one message per key (state.go,
 // transactions in tx.go). Pub/sub is one stream per component with a subject per topic
-// (pubsub.go) and a durable pull consumer per group and topic (consumer.go). Locks (lock.go) and
+// (pubsub.go) and a durable pull consumer per group and topic (consumer.go); as a partitioned log
+// it is another stream with a subject per partition, and a ledger (log.go). Locks (lock.go) and
 // configuration (configuration.go) are buckets like those of state. Names that
 // subjects cannot hold are escaped (names.go). conn.go makes the client library's repair of
 // lost connections visible, and lane.go carries requests.
