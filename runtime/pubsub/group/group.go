@@ -118,7 +118,7 @@ type Events interface {
 	// is at the app any more and its last progress is known. The partition stays the seat's until then.
 	Revoke(parts []Part, reason string)
 	// Lost takes partitions away at once: another may own them by now. Nothing can be committed
-	// any more.
+	// any more. It may cross a Release, and then be of a partition that was just released.
 	Lost(parts []Part, reason string)
 	// Changed tells of the group's members.
 	Changed(v View)

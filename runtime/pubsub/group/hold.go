@@ -29,6 +29,7 @@ type seat struct {
 	phase  phase
 	joined uint64
 	rev    uint64 // of its record, once written; 0 not yet
+	before string // the incarnation its record is written over
 	quit   bool   // nobody waits for releases any more
 
 	holds map[Part]*hold
@@ -45,6 +46,8 @@ type seat struct {
 // record is written anew under another one: so an incarnation that is not in the record of its
 // seat owns nothing, now or later.
 func (s *seat) incarnation() string { return s.base + "." + strconv.Itoa(s.life) }
+
+func (s *seat) sitting() sitting { return sitting{s.id, s.incarnation()} }
 
 // shares tells whether another seat (or this one) takes partitions of this one's topics.
 func (s *seat) shares(o sharer) bool {
@@ -124,7 +127,7 @@ func (m *machine) register(s *seat, now instant) {
 		}
 	case s.phase == leaving && !pl.rec.Leaving:
 		m.record(s, pl.rev, now)
-	case s.phase == leaving && len(s.holds) == 0 && !m.owns(sitting{s.id, s.incarnation()}):
+	case s.phase == leaving && len(s.holds) == 0 && !m.owns(s.sitting()):
 		// Last of all: a seat without a record counts as dead.
 		m.start(op{kind: opStrike, seat: s.handle, key: seatKey(m.group, s.id), rev: pl.rev, remove: true}, now)
 	case s.phase == joining, s.phase == seated && !there:
@@ -143,6 +146,7 @@ func (m *machine) register(s *seat, now instant) {
 }
 
 func (m *machine) record(s *seat, over uint64, now instant) {
+	s.before = m.seats[s.id].rec.Incarnation
 	m.start(op{kind: opRecord, seat: s.handle, key: seatKey(m.group, s.id), rev: over,
 		value: encode(seatRecord{Version: recordVersion, Member: m.member, Incarnation: s.incarnation(), Joined: s.joined,
 			Topics: s.topics, Manual: s.manual, Leaving: s.phase == leaving})}, now)
@@ -151,6 +155,9 @@ func (m *machine) record(s *seat, over uint64, now instant) {
 // recorded is called when the record of a seat was written.
 func (m *machine) recorded(s *seat, rev uint64) {
 	s.rev = rev
+	if s.before != "" && s.before != s.incarnation() {
+		m.gone[sitting{s.id, s.before}] = true // we wrote over it
+	}
 	if s.phase == joining {
 		s.phase = seated
 		m.settle(&s.joinTicket, nil)
@@ -292,7 +299,7 @@ func (m *machine) concerns(s *seat) []Part {
 		set[p] = true
 	}
 	for p, o := range m.owners {
-		if o.rec.Seat == s.id && o.rec.Incarnation == s.incarnation() {
+		if o.sitting() == s.sitting() {
 			set[p] = true
 		}
 	}

@@ -558,8 +558,8 @@ func (s *Seat) turn(f func(own *seat, now instant)) bool {
 	return there
 }
 
-// SetLayout tells how a topic is divided. It holds for all seats of the hub; the last word
-// counts. Of a topic without a layout no partitions are taken but manual ones.
+// SetLayout tells how a topic is divided. It holds for all seats of the hub, as long as it has
+// any; the last word counts. Of a topic without a layout no partitions are taken but manual ones.
 func (s *Seat) SetLayout(topic string, l Layout) {
 	s.turn(func(*seat, instant) { s.run.m.setLayout(topic, l) })
 }

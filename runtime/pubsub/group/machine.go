@@ -89,6 +89,8 @@ type ownership struct {
 	alien bool
 }
 
+func (o ownership) sitting() sitting { return sitting{o.rec.Seat, o.rec.Incarnation} }
+
 // order is a command entry.
 type order struct {
 	rev  uint64
@@ -170,7 +172,7 @@ func (m *machine) beatEvery() time.Duration { return m.ttl / 3 }
 func (m *machine) doubtAfter() time.Duration {
 	return m.ttl / 2 // one heartbeat is late by a sixth
 }
-func (m *machine) fenceAfter() time.Duration { return m.ttl / 5 * 4 }
+func (m *machine) fenceAfter() time.Duration { return m.ttl * 4 / 5 }
 
 // fenceAt is when this member must have let go of everything.
 func (m *machine) fenceAt() instant {
@@ -365,8 +367,13 @@ func (m *machine) observeSeat(id string, e block.LedgerEntry, now instant) {
 	rec, err := parseSeat(e.Value)
 	m.note(e.Key, err)
 	m.seats[id] = place{rev: e.Revision, rec: rec, alien: err != nil}
-	if _, known := m.pulses[rec.Member]; !known && err == nil && rec.Member != m.member {
+	switch p, known := m.pulses[rec.Member]; {
+	case err != nil || rec.Member == m.member:
+	case !known:
 		m.pulses[rec.Member] = pulse{seen: now, ttl: m.ttl} // its silence begins now
+	case p.dead: // who writes lives
+		p.dead, p.seen = false, now
+		m.pulses[rec.Member] = p
 	}
 	m.dirty, m.stale = true, true
 }
@@ -459,15 +466,15 @@ func (m *machine) standing(s *seat, o ownership) standing {
 	if o.rec.Seat == "" {
 		return nobody
 	}
-	who := sitting{o.rec.Seat, o.rec.Incarnation}
-	if o.rec.Seat == s.id {
-		if o.rec.Incarnation == s.incarnation() {
-			return ourselves
-		}
-		return departed // our record replaced its record
-	}
-	if m.gone[who] {
+	switch who := o.sitting(); {
+	case who == s.sitting():
+		return ourselves
+	case m.gone[who]:
 		return departed
+	case o.rec.Seat == s.id && strings.HasPrefix(o.rec.Incarnation, s.base+"."):
+		return departed // an earlier life of ours
+	case o.rec.Seat == s.id:
+		return suspect // it is a predecessor, or already a successor
 	}
 	pl, ok := m.seats[o.rec.Seat]
 	switch {
@@ -662,7 +669,7 @@ func (m *machine) ownID(id string) bool {
 // owed tells whether a dead seat has partitions that somebody is going to take.
 func (m *machine) owed(who sitting) bool {
 	for p, o := range m.owners {
-		if (sitting{o.rec.Seat, o.rec.Incarnation}) == who && m.target[p] != "" && m.target[p] != who.seat {
+		if o.sitting() == who && m.target[p] != "" && m.target[p] != who.seat {
 			return true
 		}
 	}
@@ -671,7 +678,7 @@ func (m *machine) owed(who sitting) bool {
 
 func (m *machine) owns(who sitting) bool {
 	for _, o := range m.owners {
-		if (sitting{o.rec.Seat, o.rec.Incarnation}) == who {
+		if o.sitting() == who {
 			return true
 		}
 	}

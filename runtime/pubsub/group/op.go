@@ -26,9 +26,10 @@ type op struct {
 	rev    uint64 // over which it writes; of a check: the one last seen
 	remove bool
 
-	get    bool // it reads now
-	flying bool // a request is out
-	stale  bool // the answer that comes may be older than what is known
+	get    bool   // it reads now
+	flying bool   // a request is out
+	stale  bool   // the answer that comes may be older than what is known
+	known  uint64 // the entry's revision, as known when it was sent to be read
 	tries  int
 	due    instant // not before
 	sent   instant
@@ -112,10 +113,25 @@ func (m *machine) send(now instant) {
 	}
 	slices.SortFunc(due, func(a, b *op) int { return cmp.Compare(a.id, b.id) })
 	for _, o := range due {
-		o.flying, o.sent = true, now
+		o.flying, o.sent, o.known = true, now, m.known(o.key)
 		m.requests = append(m.requests, request{op: o.id, get: o.get, pulse: o.kind == opPulse,
 			LedgerWrite: block.LedgerWrite{Key: o.key, Value: o.value, Revision: o.rev, Remove: o.remove}})
 	}
+}
+
+// known is the revision of a watched entry, as far as is known, or 0.
+func (m *machine) known(key string) uint64 {
+	switch kind, name, p, _ := splitKey(m.group, key); kind {
+	case kindPulse:
+		return m.pulses[name].rev
+	case kindSeat:
+		return m.seats[name].rev
+	case kindOwner:
+		return m.owners[p].rev
+	case kindCommand:
+		return m.commands[p].rev
+	}
+	return 0
 }
 
 // later tries an operation again after a pause.
@@ -165,7 +181,11 @@ func (m *machine) reply(r reply, now instant) {
 // outcome that is not known.
 func (m *machine) found(o *op, e block.LedgerEntry, now instant) {
 	e.Key = o.key
-	m.observe(e, now)
+	if e.Revision != 0 {
+		m.observe(e, now)
+	} else if o.known != 0 {
+		m.buried(o.key, o.known, now)
+	}
 	if m.ops[o.id] == nil {
 		return // what was read ended it
 	}
@@ -198,7 +218,7 @@ func (m *machine) found(o *op, e block.LedgerEntry, now instant) {
 // nextPulse is the value of the next heartbeat.
 func (m *machine) nextPulse() []byte {
 	m.beats++
-	return encode(pulseRecord{Version: recordVersion, TTL: int64(m.ttl / time.Millisecond), Beat: m.beats})
+	return encode(pulseRecord{Version: recordVersion, TTL: int64((m.ttl + time.Millisecond - 1) / time.Millisecond), Beat: m.beats})
 }
 
 // replyPulse goes on with the heartbeat. Only the answer to a write counts, and from when it
