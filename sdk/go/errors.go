@@ -84,7 +84,7 @@ func faultError(f *mechav1.MessagingFault) error {
 // transient are the failures of a stream after which another one may live.
 func transient(c codes.Code) bool {
 	switch c {
-	case codes.Unavailable, codes.Internal, codes.Unknown, codes.Canceled, codes.DeadlineExceeded, codes.ResourceExhausted, codes.DataLoss:
+	case codes.Unavailable, codes.Internal, codes.Canceled, codes.DeadlineExceeded, codes.ResourceExhausted, codes.DataLoss:
 		return true
 	}
 	return false
@@ -92,10 +92,8 @@ func transient(c codes.Code) bool {
 
 // lasts reports an error of a stream that another stream would have too.
 func lasts(err error) bool {
-	if err == nil {
-		return false
-	}
-	return !transient(status.Code(err))
+	st, ok := status.FromError(err)
+	return ok && st.Code() != codes.OK && !transient(st.Code())
 }
 
 // verdict is a handler's wish about its message.

@@ -33,3 +33,14 @@ func TestToken(t *testing.T) {
 		c.Close()
 	}
 }
+
+// A sidecar without the service refuses for good; it is not asked again and again.
+func TestSidecarWithoutMessaging(t *testing.T) {
+	_, c := serve(t, nil, 4<<20)
+	if err := consume(t, c, mecha.ConsumeOptions{}, nil).wait(); err == nil {
+		t.Error("Consume ended without an error")
+	}
+	if _, err := publisher(t, c, mecha.PublisherOptions{}).Publish(limited(t), mecha.Entry{}); err == nil || limited(t).Err() != nil {
+		t.Errorf("Publish: %v", err)
+	}
+}
