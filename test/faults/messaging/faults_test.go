@@ -313,6 +313,14 @@ func (s *stage) unpark() {
 	}
 }
 
+// unparked lets keys go on again and again for a while.
+func unparked(s *stage) {
+	for range 8 {
+		s.unpark()
+		time.Sleep(s.between(100*time.Millisecond, 400*time.Millisecond))
+	}
+}
+
 // admin is a connection to the first publisher's sidecar.
 func (s *stage) admin() mechav1.MessagingClient {
 	if s.conn == nil {
