@@ -14,7 +14,7 @@ import (
 )
 
 // atOnce is how many histories are made side by side: most of their time is waiting.
-const atOnce = "2"
+const atOnce = "4"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(app.Env) != "" {

@@ -107,6 +107,17 @@ func sidecarStopped(s *stage) {
 	s.broke("sidecar stopped", from, history.Event{Crash: lasts > takenOver}, k.app.name)
 }
 
+// sidecarOutlived halts a sidecar until another has its partitions for sure.
+func sidecarOutlived(s *stage) {
+	k := s.any()
+	defer k.busy.Unlock()
+	from := history.Now()
+	k.side.Signal(syscall.SIGSTOP)
+	time.Sleep(s.between(2*sessionTTL, 3*sessionTTL))
+	k.side.Signal(syscall.SIGCONT)
+	s.broke("sidecar stopped", from, history.Event{Crash: true}, k.app.name)
+}
+
 // appStopped halts an app.
 func appStopped(s *stage) {
 	k, lasts := s.any(), s.stopTime()
@@ -310,6 +321,14 @@ func (s *stage) unpark() {
 		if err != nil && status.Code(err) != codes.NotFound {
 			s.t.Errorf("unparking %s: %v", k.Key, err)
 		}
+	}
+}
+
+// unparked lets keys go on again and again for a while.
+func unparked(s *stage) {
+	for range 8 {
+		s.unpark()
+		time.Sleep(s.between(100*time.Millisecond, 400*time.Millisecond))
 	}
 }
 

@@ -2,7 +2,11 @@
 
 package messaging
 
-import "time"
+import (
+	"time"
+
+	mechav1 "github.com/mecha-project/mecha/api/mecha/v1"
+)
 
 // scenario is a kind of history.
 type scenario struct {
@@ -29,7 +33,8 @@ type scenario struct {
 	wrong    bool          // publishers try what cannot be published
 	long     time.Duration // some messages take so long
 	replays  int           // consumers of another group
-	stores   bool          // consumers write to a store, fenced by epochs
+	ordering mechav1.Ordering
+	stores   bool // consumers write to a store, fenced by epochs
 }
 
 // roles are the consumers, in turn.
@@ -96,14 +101,18 @@ var scenarios = []scenario{
 	{api: "native", name: "native: credit runs out", takers: 2, maxInFlight: 16, credit: 8, faults: []fault{calm}},
 	{api: "native", name: "native: apps killed", takers: 3, faults: []fault{appKilled, appStopped, appKilled}},
 	{api: "native", name: "native: sidecars killed", takers: 3, faults: []fault{calm, hostLost, sidecarKilled}},
-	{api: "native", name: "native: sidecars stopped and continued", takers: 3, long: 2500 * time.Millisecond, faults: []fault{sidecarStopped, sidecarStopped, sidecarStopped}},
-	{api: "native", name: "native: fenced writes of halted sidecars", takers: 2, stores: true, long: 2500 * time.Millisecond, faults: []fault{sidecarStopped, sidecarStopped}},
+	{api: "native", name: "native: sidecars stopped and continued", takers: 3, long: 2500 * time.Millisecond, faults: []fault{calm, sidecarOutlived, sidecarStopped, sidecarStopped}},
+	{api: "native", name: "native: fenced writes of halted sidecars", takers: 2, stores: true, long: 2500 * time.Millisecond, faults: []fault{calm, sidecarOutlived, calm, sidecarOutlived}},
 	{api: "native", name: "native: leaves and joins", takers: 3, faults: []fault{restarted, joined, rolling}},
 	{api: "native", name: "native: connections cut and half-open", takers: 3, gates: true, faults: []fault{linkCut, halfOpen, linkCut, halfOpen}},
 	{api: "native", name: "native: broker killed halted and slow", takers: 3, faults: []fault{brokerKilled, brokerHalted, brokerSlow}},
 	{api: "native", name: "native: two faults at a time", takers: 3, gates: true, faults: []fault{together(sidecarStopped, sidecarKilled), together(halfOpen, bothKilled), together(brokerHalted, sidecarKilled)}},
-	{api: "native", name: "native: resized", takers: 3, faults: []fault{resized}},
+	{api: "native", name: "native: resized", takers: 3, poisoned: 4, fails: 5, faults: []fault{resized}},
 	{api: "native", name: "native: resized while a publisher is halted", takers: 2, faults: []fault{resizedUnnoticed, sidecarKilled}},
+	{api: "native", name: "native: resized under faults", takers: 3, gates: true, faults: []fault{together(resized, together(sidecarStopped, bothKilled)), halfOpen}},
+	{api: "mixed", name: "mixed: resized", takers: 3, faults: []fault{together(resized, brokerKilled)}},
+	{api: "native", name: "native: parked under faults", takers: 3, gates: true, poisoned: 6, fails: 5, attempts: 2, faults: []fault{together(unparked, sidecarStopped), together(unparked, bothKilled), together(unparked, halfOpen)}},
+	{api: "native", name: "native: whole partitions in order", takers: 3, gates: true, ordering: mechav1.Ordering_ORDERING_PARTITION, rounds: 3, faults: all},
 	{api: "native", name: "native: another group is rewound", takers: 2, replays: 2, faults: []fault{rewound, sidecarStopped, rewound}},
 	{api: "native", name: "native: some messages cannot be published", takers: 2, wrong: true, faults: []fault{calm, publisherCut}},
 	{api: "sdk", name: "the Go SDK: everything", takers: 3, gates: true, poisoned: 1, fails: 2, rounds: 5, faults: all},

@@ -94,7 +94,7 @@ func newStage(t *testing.T, sc scenario, seed int64) *stage {
 		os.RemoveAll(dir)
 	})
 	setup := history.Setup{Name: sc.name, Seed: seed, Driver: driver(), API: cmp.Or(sc.api, "dapr"), Groups: []string{"taker"}, DeadLetters: sc.deadLetter != "",
-		Exact: sc.api == "native" || sc.api == "sdk", TTL: sessionTTL, Handler: sc.handler(), Limit: sc.limit(), Attempts: sc.attempts, Window: sc.window,
+		Exact: sc.api == "native" || sc.api == "sdk", TTL: sessionTTL, Handler: sc.handler(), Partition: sc.ordering == mechav1.Ordering_ORDERING_PARTITION, Limit: sc.limit(), Attempts: sc.attempts, Window: sc.window,
 		CommitWindow: 200*time.Millisecond + allowance, Allowance: allowance}
 	if sc.replays > 0 {
 		setup.Groups = append(setup.Groups, "replay")
@@ -167,7 +167,7 @@ func (k *taker) startApp() {
 	}
 	k.app = s.start(app.Config{State: state, Role: k.role, Proc: fmt.Sprintf("%s-%d.%d", k.group, k.n, k.gen), Sidecar: k.side.Target(), Listen: fmt.Sprintf("127.0.0.1:%d", k.port),
 		Group: k.group, Instance: fmt.Sprintf("%s-%d", k.group, k.n), DeadLetter: s.sc.deadLetter, Handler: s.sc.usual(),
-		MaxInFlight: s.sc.limit(), Attempts: s.sc.attempts, Window: s.sc.window, Credit: s.sc.credit})
+		MaxInFlight: s.sc.limit(), Attempts: s.sc.attempts, Window: s.sc.window, Credit: s.sc.credit, Ordering: s.sc.ordering})
 }
 
 // start runs an app. It is killed at the end of the test.

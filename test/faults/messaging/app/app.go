@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
+	mechav1 "github.com/mecha-project/mecha/api/mecha/v1"
 	"github.com/mecha-project/mecha/test/faults/messaging/history"
 )
 
@@ -60,6 +61,7 @@ type Config struct {
 	// delivered for ever), the window (0: the default), credit to begin with (0: not credited).
 	Instance                 string
 	Attempts, Window, Credit int
+	Ordering                 mechav1.Ordering
 	// State is a store to which native consumers write each message, fenced by its epoch.
 	State string
 	// Wrong has pipelines publish what cannot be, now and then; Long, what takes so long to handle.

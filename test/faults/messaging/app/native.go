@@ -97,7 +97,7 @@ func (m *member) open() *mechav1.ConsumeOpen {
 		o.Group = m.Group + "-undertaker"
 		return o
 	}
-	o.InstanceId = m.Instance
+	o.InstanceId, o.Ordering = m.Instance, m.Ordering
 	o.Credited = m.Credit > 0
 	// The window is no smaller than what may be at the app of a partition.
 	o.Limits = &mechav1.ConsumeLimits{Messages: uint32(m.MaxInFlight), PartitionMessages: uint32(m.MaxInFlight), Window: uint32(m.Window)}
@@ -225,6 +225,7 @@ func (m *member) finish(at part, b body, e history.Event) {
 		m.say(&mechav1.ConsumerFrame{Frame: &mechav1.ConsumerFrame_Nack{Nack: &mechav1.Nack{Topic: at.topic, Partition: at.id, Epoch: e.Epoch, Position: e.Pos, Remedy: mechav1.Remedy_REMEDY_RETRY, Reason: "poison"}}})
 		return
 	}
+	begun := history.Now()
 	if m.State != "" && !m.store(at, b, e.Epoch) {
 		e.Remedy, e.Fenced = history.Retry, true
 		m.mark(history.Nacked, at, e)
@@ -233,6 +234,7 @@ func (m *member) finish(at part, b body, e history.Event) {
 	}
 	done := e
 	done.Kind, done.Group, done.Topic, done.Part = history.Effect, m.Group, at.topic, int32(at.id)
+	done.From, done.Fenced = begun, m.State != ""
 	m.must(m.sink.Add(done))
 	m.mark(history.Acked, at, e)
 	m.grant(1)

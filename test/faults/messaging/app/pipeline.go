@@ -61,7 +61,7 @@ func (l *lane) flying() (n int) {
 const wrongEvery = 40
 
 // longEvery is how often one has a message that takes long.
-const longEvery = 15
+const longEvery = 50
 
 func (w *worker) pipeline(ctx context.Context) error {
 	conn, err := w.dial()
@@ -151,7 +151,7 @@ func (p *pipeline) make() {
 		switch q := p.Poison[l.key]; {
 		case q.Seq == l.seq:
 			e.Fails = q.Fails
-		case i < 4 && l.seq%longEvery == 0:
+		case i < 6 && (l.seq+8*i)%longEvery == 0: // not all at once
 			e.Long = p.Long
 		case p.Wrong && i < 2 && l.seq%wrongEvery == 0:
 			e.wrong = true

@@ -123,6 +123,8 @@ var cases = []struct {
 	{"the sink's order counts, not the clock", Setup{}, []Event{pub(a1), pub(a2),
 		{Kind: Effect, ID: "a-2", Key: "a", Seq: 2, Order: 1, Proc: "x"}, {Kind: Effect, ID: "a-1", Key: "a", Seq: 1, Order: 2, Proc: "x"}}, "I2", "number 1"},
 	{"a gap is I1's", Setup{}, []Event{pub(a1), pub(a2), pub(a3), did(a1, "x", 1), did(a3, "x", 1)}, "I2", ""},
+	{"partition in order", Setup{Partition: true}, join(whole(a1, "x", 1), whole(a2, "x", 1), whole(b1, "x", 1), []Event{did(a1, "x", 1)}), "I2", ""},
+	{"partition out of order", Setup{Partition: true}, join(whole(b1, "x", 1), whole(a2, "x", 1)), "I2", "position 2 took effect for the first time after position 3"},
 	{"groups apart", Setup{}, []Event{did(a1, "x", 1), in("h", did(a2, "x", 1)), did(a2, "x", 1), in("h", did(a3, "x", 1))}, "I2", ""},
 
 	{"handed over", Setup{}, []Event{assigned("x", 1, 1), part(Revoking, "x"), part(RevokeDone, "x"), assigned("y", 2, 1)}, "I3", ""},
@@ -133,8 +135,9 @@ var cases = []struct {
 	{"the same epoch again", Setup{}, []Event{assigned("x", 5, 1), part(Lost, "x"), assigned("x", 5, 1)}, "I3", "did not grow"},
 	{"a newcomer gets an old one", Setup{}, []Event{assigned("x", 5, 1), {Kind: Opened, Proc: "y"}, assigned("y", 4, 1)}, "I3", "after a later one was seen"},
 	{"one who heard late", Setup{}, []Event{{Kind: Opened, Proc: "y"}, assigned("x", 5, 1), assigned("y", 4, 1)}, "I3", ""},
-	{"fenced sink", Setup{}, []Event{fenced(did(a1, "x", 1)), fenced(did(a2, "y", 2))}, "I3", ""},
-	{"fenced sink takes a zombie's", Setup{}, []Event{fenced(did(a2, "y", 2)), fenced(did(a3, "x", 1))}, "I3", "older epoch"},
+	{"fenced writes", Setup{}, []Event{at(10*ms, fenced(did(a1, "x", 1), 5*ms)), at(20*ms, fenced(did(a2, "y", 2), 15*ms))}, "I3", ""},
+	{"fenced writes at the same time", Setup{}, []Event{at(20*ms, fenced(did(a2, "y", 2), 10*ms)), at(30*ms, fenced(did(a3, "x", 1), 15*ms))}, "I3", ""},
+	{"a zombie's write is taken", Setup{}, []Event{at(20*ms, fenced(did(a2, "y", 2), 10*ms)), at(30*ms, fenced(did(a3, "x", 1), 25*ms))}, "I3", "epoch that was over"},
 
 	{"fenced store", Setup{}, join(whole(a1, "x", 1), whole(a2, "y", 2), []Event{of3(a2, Stored, "", 0), drained}), "I3", ""},
 	{"fenced store takes a zombie's", Setup{}, join(whole(a1, "x", 1), whole(a2, "y", 2), []Event{of3(a1, Stored, "", 0), drained}), "I3", "the store holds number 1"},
@@ -209,7 +212,7 @@ var cases = []struct {
 	{"the watermark believes it", Setup{}, []Event{pub(a1), got(a1, "x", 1), assigned("y", 2, 1), ack(a1, "x", 1), status("y", 2, 2), ack(a1, "y", 2)}, "I14", "on the word of a stale"},
 }
 
-func fenced(e Event) Event { e.Fenced = true; return e }
+func fenced(e Event, from time.Duration) Event { e.Fenced, e.From = true, s+from; return e }
 
 func crash(t time.Duration, victims ...string) Event {
 	return Event{T: t, Kind: Fault, What: "crash", Crash: true, Victims: victims}

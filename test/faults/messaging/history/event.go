@@ -37,7 +37,7 @@ const (
 	Opened Kind = "opened"
 	// Delivered: a message reached the app. Stamped after.
 	Delivered Kind = "delivered"
-	// Effect: a message took effect at the sink.
+	// Effect: a message took effect at the sink. Fenced: a store took it by its epoch, between From and T.
 	Effect Kind = "effect"
 	// Acked: the app is done with a message. Stamped before.
 	Acked Kind = "acked"
@@ -135,7 +135,7 @@ type Event struct {
 	Next      uint64        `json:"next,omitempty"`
 	Committed uint64        `json:"committed,omitempty"`
 	N         int           `json:"n,omitempty"`
-	// Fenced: an Effect that the sink took by its epoch; a Nacked because a store refused the epoch.
+	// Fenced: an Effect that a store took by its epoch; a Nacked because a store refused the epoch.
 	Fenced bool `json:"fenced,omitempty"`
 
 	Until    time.Duration `json:"until,omitempty"`
@@ -162,11 +162,12 @@ type Setup struct {
 	Exact bool `json:"exact,omitempty"`
 	// DeadLetters tells that the dead-letter topic is consumed: what is sent there has to arrive.
 	DeadLetters bool          `json:"dead_letters,omitempty"`
-	TTL         time.Duration `json:"ttl,omitempty"`      // of members' sessions
-	Handler     time.Duration `json:"handler,omitempty"`  // longest time that an app takes for a message
-	Limit       int           `json:"limit,omitempty"`    // messages unresolved at one app
-	Attempts    int           `json:"attempts,omitempty"` // deliveries after which a message is set aside
-	Window      int           `json:"window,omitempty"`   // messages of a partition delivered past an unresolved one
+	TTL         time.Duration `json:"ttl,omitempty"`       // of members' sessions
+	Handler     time.Duration `json:"handler,omitempty"`   // longest time that an app takes for a message
+	Partition   bool          `json:"partition,omitempty"` // whole partitions are kept in order, not only keys
+	Limit       int           `json:"limit,omitempty"`     // messages unresolved at one app
+	Attempts    int           `json:"attempts,omitempty"`  // deliveries after which a message is set aside
+	Window      int           `json:"window,omitempty"`    // messages of a partition delivered past an unresolved one
 	// CommitWindow is how long before a fault an acknowledgement may have been made without being
 	// durable: the interval of commits and an allowance for a busy machine.
 	CommitWindow time.Duration `json:"commit_window,omitempty"`

@@ -40,6 +40,9 @@ func (x *index) noLoss(v *Verdict) {
 
 // keyOrder is I2.
 func (x *index) keyOrder(v *Verdict) {
+	if x.s.Partition {
+		x.partitionOrder(v)
+	}
 	last := map[ofKey]*Event{} // the first effect of the highest number so far
 	seen := map[of]bool{}
 	for _, e := range x.effects {
@@ -62,6 +65,26 @@ func (x *index) keyOrder(v *Verdict) {
 			continue
 		}
 		x.violate(v, fmt.Sprintf("number %d of key %s took effect for the first time after number %d had", e.Seq, e.Key, before.Seq), x.story(before, e)...)
+	}
+}
+
+// partitionOrder is I2 where whole partitions are kept in order.
+func (x *index) partitionOrder(v *Verdict) {
+	last := map[place]*Event{}
+	seen := map[of]bool{}
+	for _, e := range x.effects {
+		id := of{e.Group, e.ID}
+		if seen[id] || e.Part == NoPart {
+			continue
+		}
+		seen[id] = true
+		before := last[e.place()]
+		if before == nil || e.Pos > before.Pos {
+			last[e.place()] = e
+			continue
+		}
+		v.Checks++
+		x.violate(v, fmt.Sprintf("position %d took effect for the first time after position %d had", e.Pos, before.Pos), x.story(before, e)...)
 	}
 }
 

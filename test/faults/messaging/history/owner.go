@@ -63,20 +63,25 @@ func (x *index) epochsGrow(v *Verdict) {
 	}
 }
 
-// fencedSink: of effects that a sink accepted by their epoch, none is older than one before it.
+// fencedSink: a store that took a write under an epoch takes none under an older one that begins
+// later. Writes that overlap may come in any order.
 func (x *index) fencedSink(v *Verdict) {
-	last := map[place]*Event{}
-	for _, e := range x.effects {
+	newest := map[place][]*Event{} // by time; of greater and greater epochs
+	for _, e := range x.byKind[Effect] {
 		if !e.Fenced || !e.told() {
 			continue
 		}
 		v.Checks++
-		had := last[e.place()]
-		if had != nil && had.Epoch > e.Epoch {
-			x.violate(v, "a fenced sink took an effect of an older epoch", had, e)
-			continue
+		list := newest[e.place()]
+		for _, had := range list {
+			if had.T < e.From && had.Epoch > e.Epoch {
+				x.violate(v, "a store took a write of an epoch that was over", had, e)
+				break
+			}
 		}
-		last[e.place()] = e
+		if len(list) == 0 || list[len(list)-1].Epoch < e.Epoch {
+			newest[e.place()] = append(list, e)
+		}
 	}
 }
 
