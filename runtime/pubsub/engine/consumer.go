@@ -327,7 +327,10 @@ func (c *Consumer) dispatch(ctx context.Context, s seat, tell func(Event) error)
 			depart(true)
 		case why := <-c.ended:
 			if err == nil {
-				err = fault.New("pubsub.Consume", fault.Conflict, "%s", why).With(InstanceReplaced)
+				err = fault.New("pubsub.Consume", fault.Unavailable, "%s", why)
+				if why == group.Replaced {
+					err = fault.New("pubsub.Consume", fault.Conflict, "%s", why).With(InstanceReplaced)
+				}
 			}
 			depart(true)
 		case <-left:

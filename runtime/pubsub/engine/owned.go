@@ -37,6 +37,7 @@ type owned struct {
 	assignment uint64                   // of its Revoking
 	deadline   time.Time                // of its Revoking
 	starved    bool                     // in Consumer.starved
+	doubted    time.Time                // when to look again, after the group was not sure of it
 	drained    bool                     // of an old generation, and the group knows that it is read to its end
 	committed  uint64                   // watermark of the last commit
 	end        uint64                   // greater than the position of the newest record, as far as known
@@ -253,13 +254,27 @@ func (o *owned) due(now time.Time) time.Time {
 	}
 	at := o.lane.Due()
 	if !at.IsZero() && !now.Before(at) {
+		// Also when the app takes no more now: what is due must not be due for ever.
+		o.expire(now)
 		o.list()
-		return now
+		at = o.lane.Due()
+	}
+	if !o.doubted.IsZero() {
+		if !now.Before(o.doubted) {
+			o.doubted = time.Time{}
+			o.list()
+		} else if at.IsZero() || o.doubted.Before(at) {
+			at = o.doubted
+		}
 	}
 	return at
 }
 
-// expire counts messages that stayed at the app too long as failed while nothing is delivered.
+// doubtPause is when a partition is looked at again that was not to be delivered just then.
+const doubtPause = 50 * time.Millisecond
+
+// expire moves what is due on without delivering anything: repetitions may go next, messages that stayed at the
+// app too long have failed.
 func (o *owned) expire(now time.Time) {
 	if at := o.lane.Due(); !at.IsZero() && !now.Before(at) {
 		o.change(func() { o.lane.Next(now, nil, 0, 0) })
@@ -273,7 +288,8 @@ func (o *owned) deliver(now time.Time) Event {
 		return nil
 	}
 	if !c.seat.Valid(o.part, o.epoch) {
-		return nil // the group is about to say that it is lost
+		o.doubted = now.Add(doubtPause) // the group is about to say that it is lost
+		return nil
 	}
 	messages, bytes := c.room(o)
 	var out []Message

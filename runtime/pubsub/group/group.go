@@ -134,3 +134,6 @@ type Command struct {
 	Revision uint64 // of the entry, for Done
 	Body     []byte
 }
+
+// Replaced is the reason of Ender.Ended when another consumer took the seat.
+const Replaced = "another consumer came with the same instance id"
