@@ -34,22 +34,22 @@ type owned struct {
 	listed     bool       // in Consumer.ready
 	credit     credit
 	paused     bool
-	assignment uint64                   // of its Revoking
-	deadline   time.Time                // of its Revoking
-	starved    bool                     // in Consumer.starved
-	doubted    time.Time                // when to look again, after the group was not sure of it
-	drained    bool                     // of an old generation, and the group knows that it is read to its end
-	committed  uint64                   // watermark of the last commit
-	end        uint64                   // greater than the position of the newest record, as far as known
-	tasks      []func()                 // for the reader's goroutine to do
-	interrupt  func()                   // ends the reader's wait
-	returns    map[string]chan struct{} // of keys that come back from the park log: one slot, there may be room
+	assignment uint64                // of its Revoking
+	deadline   time.Time             // of its Revoking
+	starved    bool                  // in Consumer.starved
+	doubted    time.Time             // when to look again, after the group was not sure of it
+	drained    bool                  // of an old generation, and the group knows that it is read to its end
+	committed  uint64                // watermark of the last commit
+	end        uint64                // greater than the position of the newest record, as far as known
+	tasks      []func()              // for the reader's goroutine to do
+	interrupt  func()                // ends the reader's wait
+	returns    map[string]*returning // of keys that come back from the park log
 
 	moved chan struct{} // one slot: the reader may go on
 }
 
 func newOwned(c *Consumer, cl group.Claim) *owned {
-	o := &owned{c: c, part: cl.Part, epoch: cl.Epoch, moved: make(chan struct{}, 1), interrupt: func() {}, returns: map[string]chan struct{}{}}
+	o := &owned{c: c, part: cl.Part, epoch: cl.Epoch, moved: make(chan struct{}, 1), interrupt: func() {}, returns: map[string]*returning{}}
 	o.ctx, o.stop = context.WithCancel(c.life)
 	return o
 }
@@ -214,6 +214,7 @@ func (o *owned) read(reader block.LogReader) error {
 		case err != nil:
 			return err
 		}
+		recs = o.within(recs)
 		c.mu.Lock()
 		if o.phase != gone && len(recs) > 0 {
 			o.lane.Offer(recs)
@@ -222,6 +223,20 @@ func (o *owned) read(reader block.LogReader) error {
 		}
 		c.mu.Unlock()
 	}
+}
+
+// within leaves out what was appended behind the end of a partition that is not written to any more.
+func (o *owned) within(recs []block.LogRecord) []block.LogRecord {
+	end, closed := o.c.e.topics.end(o.part)
+	if !closed {
+		return recs
+	}
+	for i := range recs {
+		if recs[i].Position >= end {
+			return recs[:i]
+		}
+	}
+	return recs
 }
 
 // list puts the partition among those that may have something to deliver. c.mu is held.
@@ -334,8 +349,8 @@ func (o *owned) change(f func()) {
 		signal(c.copies)
 	}
 	signal(o.moved)
-	for _, ch := range o.returns {
-		signal(ch)
+	for _, r := range o.returns {
+		signal(r.more)
 	}
 	if n2 < n { // something came back: there is room
 		o.list()

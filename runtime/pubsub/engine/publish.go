@@ -92,6 +92,7 @@ type attempt struct {
 	recs     []block.LogRecord
 	receipts []Receipt
 	bad      map[int]error    // entries that cannot be sent at all
+	asked    map[int]bool     // entries whose partition was given
 	failed   map[string]error // in this attempt
 }
 
@@ -110,16 +111,14 @@ func (a *attempt) place(ctx context.Context, entries []Entry) error {
 		r.Message, r.DeliverAt = in.Message, in.DeliverAt
 		r.Topic = a.p.opts.Topic
 		a.receipts[i].Partition = unsent
-		at := current(layout)
-		switch {
-		case in.Partition != nil:
+		if in.Partition != nil {
 			r.Partition = *in.Partition
-		case in.Key != "":
-			r.Partition = at.First + partitionOf(in.Key, at.Count)
-		case in.ID != "": // the same one when it is sent again, or it would not be recognised
-			r.Partition = at.First + partitionOf(in.ID, at.Count)
-		default:
-			r.Partition = at.First + int32(a.p.turn.Add(1)%uint32(at.Count))
+			if a.asked == nil {
+				a.asked = map[int]bool{}
+			}
+			a.asked[i] = true
+		} else {
+			a.aim(r, layout)
 		}
 		if err := a.check(r, layout); err != nil {
 			if a.bad == nil {
@@ -129,6 +128,19 @@ func (a *attempt) place(ctx context.Context, entries []Entry) error {
 		}
 	}
 	return nil
+}
+
+// aim says where a record goes for which no partition was asked.
+func (a *attempt) aim(r *block.LogRecord, layout group.Layout) {
+	at := current(layout)
+	switch {
+	case r.Key != "":
+		r.Partition = at.First + partitionOf(r.Key, at.Count)
+	case r.ID != "": // the same one when it is sent again, or it would not be recognised
+		r.Partition = at.First + partitionOf(r.ID, at.Count)
+	default:
+		r.Partition = at.First + int32(a.p.turn.Add(1)%uint32(at.Count))
+	}
 }
 
 // check tells why a record cannot be published at all.
@@ -231,7 +243,20 @@ func (a *attempt) send(ctx context.Context, wave []int) {
 		}
 	}
 	results := a.e.log.Append(ctx, batch)
+	behind, err := a.e.topics.landed(ctx, a.p.opts.Topic, batch, results)
+	if err != nil {
+		for j := range results {
+			if results[j].Err == nil { // it is in, but may be where nobody reads it
+				results[j].Err = err
+			}
+		}
+	}
+	again := false
 	for j, i := range wave {
+		if behind != nil && behind[j] {
+			again = true // unsent, as if it never had been
+			continue
+		}
 		switch {
 		case len(results) != len(wave):
 			a.fail(i, fault.New("pubsub.Publish", fault.Internal, "the broker answered %d results to %d messages", len(results), len(wave)).WithSent(fault.SentMaybe))
@@ -239,6 +264,28 @@ func (a *attempt) send(ctx context.Context, wave []int) {
 			a.fail(i, results[j].Err)
 		default:
 			a.receipts[i] = Receipt{Partition: a.recs[i].Partition, Position: results[j].Position, Duplicate: results[j].Duplicate}
+		}
+	}
+	if again {
+		a.move(ctx, behind, wave)
+	}
+}
+
+// move finds new places for records that are behind the end of their partition.
+func (a *attempt) move(ctx context.Context, behind []bool, wave []int) {
+	layout, err := a.e.topics.get(ctx, a.p.opts.Topic, true)
+	for j, i := range wave {
+		if !behind[j] {
+			continue
+		}
+		r := &a.recs[i]
+		switch {
+		case err != nil:
+			a.fail(i, err)
+		case a.asked[i]:
+			a.fail(i, a.check(r, layout)) // the partition it was meant for is closed
+		default:
+			a.aim(r, layout)
 		}
 	}
 }
@@ -258,6 +305,13 @@ func (a *attempt) sendAtomic(ctx context.Context) []Receipt {
 		return allFailed(a.receipts, fault.New("pubsub.Publish", fault.Unsupported, "this broker cannot append a batch as a whole").WithSent(fault.SentNever))
 	}
 	results, err := able.AppendAtomic(ctx, a.recs)
+	if err == nil {
+		var behind []bool
+		behind, err = a.e.topics.landed(ctx, a.p.opts.Topic, a.recs, results)
+		if behind != nil {
+			err = fault.New("pubsub.Publish", fault.Unavailable, "the number of partitions of topic %q changed meanwhile; send the batch again", a.p.opts.Topic)
+		}
+	}
 	if err != nil {
 		return allFailed(a.receipts, err)
 	}

@@ -14,79 +14,105 @@ import (
 	"github.com/mecha-project/mecha/runtime/pubsub/lane"
 )
 
-// unpark brings a parked key back; done is called when nothing more is to come. c.mu is held.
+// returning is a key on its way back from the park log.
+type returning struct {
+	key  string
+	more chan struct{} // one slot: the lane may have room, or something was copied
+	done []func()      // guarded by Consumer.mu; called when nothing more is to come
+}
+
+// unpark brings a parked key back; done is called when nothing more is to come. A key that failed again and is asked
+// for again gets a new returning: the one before ends by itself, and brings nothing any more. c.mu is held.
 func (o *owned) unpark(key string, done func()) {
 	k, ok := o.lane.Unpark(key)
 	if !ok {
-		if o.returns[key] == nil {
-			done() // it is not parked
+		if r := o.returns[key]; r != nil {
+			r.done = append(r.done, done)
+			return
 		}
+		done() // it is not parked
 		return
 	}
-	more := make(chan struct{}, 1)
-	o.returns[key] = more
-	o.c.work.Go(func() {
-		pause := 200 * time.Millisecond
-		for {
-			over, err := o.bringBack(k, more)
-			if over {
-				break
-			}
-			if err != nil && o.ctx.Err() == nil {
-				o.c.report(err, "reading parked messages failed and is tried again", "partition", o.part.String(), "key", key)
-			}
-			if !wait(o.ctx, pause) {
-				return
-			}
-			pause = min(2*pause, 5*time.Second)
+	r := &returning{key: key, more: make(chan struct{}, 1), done: []func(){done}}
+	if before := o.returns[key]; before != nil {
+		signal(before.more)
+	}
+	o.returns[key] = r
+	o.c.work.Go(func() { o.comeBack(k, r) })
+}
+
+// comeBack is the life of a returning.
+func (o *owned) comeBack(k lane.ParkedKey, r *returning) {
+	pause := 200 * time.Millisecond
+	for {
+		over, err := o.bringBack(k, r)
+		if over {
+			break
 		}
-		o.c.mu.Lock()
-		delete(o.returns, key)
-		o.c.mu.Unlock()
-		done()
-	})
+		if err != nil && o.ctx.Err() == nil {
+			o.c.report(err, "reading parked messages failed and is tried again", "partition", o.part.String(), "key", r.key)
+		}
+		if !wait(o.ctx, pause) {
+			return
+		}
+		pause = min(2*pause, 5*time.Second)
+	}
+	o.c.mu.Lock()
+	if o.returns[r.key] == r {
+		delete(o.returns, r.key)
+	}
+	done := r.done
+	r.done = nil
+	o.c.mu.Unlock()
+	for _, f := range done {
+		f()
+	}
+}
+
+// room is how much of the key the lane takes; -1 when this returning is over. c.mu is not held.
+func (o *owned) returnRoom(r *returning) int {
+	o.c.mu.Lock()
+	defer o.c.mu.Unlock()
+	if o.phase == gone || o.returns[r.key] != r {
+		return -1
+	}
+	return o.lane.ReplayRoom(r.key)
 }
 
 // bringBack reads the park log from a key's first message on and gives the lane what belongs to the key. over
 // is false when that is to be done again.
-func (o *owned) bringBack(k lane.ParkedKey, more <-chan struct{}) (over bool, err error) {
-	c := o.c
-	topic := parkLog(c.opts.Group, o.part.Topic)
+func (o *owned) bringBack(k lane.ParkedKey, r *returning) (over bool, err error) {
+	log := o.c.e.log
+	topic := parkLog(o.c.opts.Group, o.part.Topic)
 	from := max(1, k.From)
-	reader, err := c.e.log.OpenReader(o.ctx, topic, o.part.ID, from, block.ReadOptions{Messages: 64})
+	reader, err := log.OpenReader(o.ctx, topic, o.part.ID, from, block.ReadOptions{Messages: 64})
 	if err != nil {
 		return false, err
 	}
 	defer reader.Close()
 	for {
-		c.mu.Lock()
-		room := -1
-		if o.phase != gone {
-			room = o.lane.ReplayRoom(k.Key)
-		}
-		c.mu.Unlock()
+		room := o.returnRoom(r)
 		if room < 0 {
 			return true, nil
 		}
 		if room == 0 {
 			select {
-			case <-more:
+			case <-r.more:
 				continue
 			case <-o.ctx.Done():
 				return false, o.ctx.Err()
 			}
 		}
-		bounds, err := c.e.log.Bounds(o.ctx, topic, []int32{o.part.ID})
+		bounds, err := log.Bounds(o.ctx, topic, []int32{o.part.ID})
 		if err != nil {
 			return false, err
 		}
-		if from >= bounds[0].Next || bounds[0].First >= bounds[0].Next {
-			if o.replayEnd(k.Key) {
+		if b := bounds[0]; from >= b.Next || b.First >= b.Next {
+			if o.replayEnd(r, max(from, b.Next)) {
 				return true, nil
 			}
-			// Something is on its way to the park log.
-			select {
-			case <-more:
+			select { // something came to the park log since, or is on its way
+			case <-r.more:
 			case <-time.After(100 * time.Millisecond):
 			case <-o.ctx.Done():
 				return false, o.ctx.Err()
@@ -99,15 +125,15 @@ func (o *owned) bringBack(k lane.ParkedKey, more <-chan struct{}) (over bool, er
 		}
 		for i := range recs {
 			from = recs[i].Position + 1
-			if recs[i].Key == k.Key {
-				o.replay(&recs[i])
+			if recs[i].Key == r.key {
+				o.replay(r, &recs[i])
 			}
 		}
 	}
 }
 
 // replay gives the lane a parked message as it was.
-func (o *owned) replay(r *block.LogRecord) {
+func (o *owned) replay(ret *returning, r *block.LogRecord) {
 	c := o.c
 	rec := *r
 	rec.Topic = o.part.Topic
@@ -126,19 +152,20 @@ func (o *owned) replay(r *block.LogRecord) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if o.phase != gone {
+	if o.phase != gone && o.returns[ret.key] == ret {
 		o.change(func() { o.lane.Replay(rec, r.Position) })
 		o.list()
 	}
 }
 
-func (o *owned) replayEnd(key string) (over bool) {
+// replayEnd tells the lane that the park log was read up to a position, where it ended.
+func (o *owned) replayEnd(r *returning, read uint64) (over bool) {
 	o.c.mu.Lock()
 	defer o.c.mu.Unlock()
-	if o.phase == gone {
+	if o.phase == gone || o.returns[r.key] != r {
 		return true
 	}
-	o.change(func() { over = o.lane.ReplayEnd(key) })
+	o.change(func() { over = o.lane.ReplayEnd(r.key, read) })
 	o.list()
 	return over
 }

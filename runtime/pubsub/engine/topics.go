@@ -20,19 +20,21 @@ import (
 //
 //  1. The entry says that a generation is pending. Publishers that see it finish what they are
 //     appending and hold back what comes.
-//  2. After resizeGrace the generation is current, and publishers go on with it. Members of groups
-//     read the older partitions to their ends before they open the new ones, so no message overtakes
-//     an earlier one of its key.
+//  2. After resizeGrace the ends of the old partitions are noted, the generation is current, and publishers go
+//     on with it. Members of groups read the old partitions to these ends before they open the new ones, so no
+//     message overtakes an earlier one of its key.
 //
-// A publisher that was halted through all of this and appends to an old partition afterwards loses
-// nothing: old partitions stay assigned and read. Its message was not acknowledged meanwhile, so none that
-// was published because of it can have been delivered.
+// What is appended to an old partition behind its end is nobody's: a publisher that was halted through all of
+// this may do that. So a publisher reads the entry itself, not only what the watch told of it, once in
+// confirmEvery while it publishes; and an append whose answer comes later than the grace allows since then is
+// confirmed before it is acknowledged. Behind the end it is published again, to the new generation.
 
 // topicRecord is the entry's value.
 type topicRecord struct {
 	Version     int                `json:"v"`
 	Generations []group.Generation `json:"generations"`
 	Pending     int32              `json:"pending,omitempty"` // partitions of the generation to come
+	Ends        map[int32]uint64   `json:"ends,omitempty"`    // of partitions of generations before the last
 }
 
 const (
@@ -41,6 +43,10 @@ const (
 	// milliseconds; one that is cut off cannot append either.
 	resizeGrace   = 2 * time.Second
 	maxPartitions = 1024
+	// confirmEvery is how old what a publisher knows of a topic may be when it begins to append, and
+	// confirmLate when it acknowledges: both well within the grace.
+	confirmEvery = resizeGrace / 2
+	confirmLate  = resizeGrace * 9 / 10
 )
 
 // reservedPrefix begins topics that only the engine writes.
@@ -68,6 +74,8 @@ type topics struct {
 type topic struct {
 	layout   group.Layout
 	pending  bool
+	ends     map[int32]uint64
+	seen     time.Time // before the entry was last read, by us: it was no older then
 	revision uint64
 	changed  chan struct{} // closed and replaced at a change
 }
@@ -140,7 +148,7 @@ func (t *topics) note(e *block.LedgerEntry) {
 	if e.Revision <= now.revision {
 		return
 	}
-	now.layout, now.pending, now.revision = group.Layout{Generations: r.Generations}, r.Pending > 0, e.Revision
+	now.layout, now.pending, now.ends, now.revision = group.Layout{Generations: r.Generations}, r.Pending > 0, r.Ends, e.Revision
 	close(now.changed)
 	now.changed = make(chan struct{})
 	for _, f := range t.follows {
@@ -181,10 +189,16 @@ func (t *topics) get(ctx context.Context, name string, writing bool) (group.Layo
 			}
 			continue
 		}
-		layout, pending, changed := at.layout, at.pending, at.changed
+		layout, pending, changed, old := at.layout, at.pending, at.changed, time.Since(at.seen) > confirmEvery
 		t.mu.Unlock()
-		if !pending || !writing {
+		switch {
+		case !writing, !pending && !old:
 			return layout, nil
+		case !pending:
+			if err := t.confirm(ctx, name); err != nil {
+				return group.Layout{}, err
+			}
+			continue
 		}
 		select {
 		case <-changed:
@@ -192,6 +206,63 @@ func (t *topics) get(ctx context.Context, name string, writing bool) (group.Layo
 			return group.Layout{}, fault.Wrap("pubsub.topics", fault.Unavailable, ctx.Err())
 		}
 	}
+}
+
+// confirm reads a topic's entry.
+func (t *topics) confirm(ctx context.Context, name string) error {
+	began := time.Now()
+	e, err := t.log.LedgerGet(ctx, topicKey(name))
+	if err != nil {
+		return err
+	}
+	t.note(&e)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if at := t.all[name]; at != nil && began.After(at.seen) {
+		at.seen = began
+	}
+	return nil
+}
+
+// landed tells which of the records, just appended, are behind the end of their partition, because the topic was
+// resized meanwhile. They are nobody's.
+func (t *topics) landed(ctx context.Context, name string, recs []block.LogRecord, results []block.AppendResult) (behind []bool, err error) {
+	t.mu.Lock()
+	at := t.all[name]
+	late := at == nil || time.Since(at.seen) > confirmLate
+	t.mu.Unlock()
+	if late {
+		if err := t.confirm(ctx, name); err != nil {
+			return nil, err
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if at = t.all[name]; at == nil || len(at.ends) == 0 {
+		return nil, nil
+	}
+	for i := range recs {
+		end, closed := at.ends[recs[i].Partition]
+		if !closed || i >= len(results) || results[i].Err != nil || results[i].Position != 0 && results[i].Position < end {
+			continue
+		}
+		if behind == nil {
+			behind = make([]bool, len(recs))
+		}
+		behind[i] = true
+	}
+	return behind, nil
+}
+
+// end is where a partition ends that is not written to any more.
+func (t *topics) end(p Part) (uint64, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if at := t.all[p.Topic]; at != nil {
+		end, closed := at.ends[p.ID]
+		return end, closed
+	}
+	return 0, false
 }
 
 // known is a topic's layout if the topic exists.
@@ -265,6 +336,20 @@ func (t *topics) resize(ctx context.Context, name string, n int32) (group.Layout
 		default: // ours, or one that its maker did not finish
 			if !wait(ctx, resizeGrace) {
 				return group.Layout{}, fault.Wrap(op, fault.Deadline, ctx.Err())
+			}
+			ids := make([]int32, last.Count)
+			for i := range ids {
+				ids[i] = last.First + int32(i)
+			}
+			bounds, err := t.log.Bounds(ctx, name, ids)
+			if err != nil {
+				return group.Layout{}, err
+			}
+			if r.Ends == nil {
+				r.Ends = map[int32]uint64{}
+			}
+			for i, id := range ids {
+				r.Ends[id] = bounds[i].Next
 			}
 			r.Generations = append(r.Generations, group.Generation{First: last.First + last.Count, Count: r.Pending})
 			r.Pending = 0
@@ -399,7 +484,8 @@ func (c *Consumer) drainOld(ctx context.Context, layouts map[string]group.Layout
 			if o == nil || o.lane == nil || o.phase == gone {
 				continue
 			}
-			if b := bounds[i]; b.First >= b.Next && o.lane.Idle() || o.committed >= b.Next {
+			end, closed := c.e.topics.end(o.part)
+			if b := bounds[i]; closed && (o.committed >= end || b.First >= b.Next && o.lane.Idle()) {
 				o.drained = true
 				c.seat.Drained(o.part)
 			}

@@ -26,7 +26,8 @@ type ParkedKey struct {
 type parked struct {
 	ParkedKey
 	replaying bool
-	tail      bool // all that is in the park log is in the lane: newer messages wait here
+	last      uint64 // position in the park log of the newest copy that this lane had made
+	tail      bool   // all that is in the park log is in the lane: newer messages wait here
 }
 
 // setAsideBehind is the reason of those parked because their key is.
@@ -108,6 +109,7 @@ func (l *Lane) Done(now time.Time, position, copied uint64, err error) {
 	if remedy == RemedyPark {
 		if p := l.parked[e.rec.Key]; p != nil {
 			p.Count++
+			p.last = max(p.last, copied)
 			if p.From == 0 && copied != 0 {
 				p.From = copied
 			}
@@ -204,12 +206,16 @@ func (l *Lane) Replay(rec block.LogRecord, at uint64) {
 	l.urgent.push(e)
 }
 
-// ReplayEnd says that the end of the park log has been read. It reports whether the key's messages are all
-// in the lane: if not, some are on their way to the park log, and more is to be read.
-func (l *Lane) ReplayEnd(key string) bool {
+// ReplayEnd says that the park log has been read up to, not including, a position, where it ended a moment ago.
+// It reports whether the key's messages are all in the lane: if not, some came to the park log meanwhile or are
+// on their way, and more is to be read.
+func (l *Lane) ReplayEnd(key string, read uint64) bool {
 	p := l.parked[key]
 	if p == nil || !p.replaying {
 		return true
+	}
+	if p.last >= read {
+		return false
 	}
 	c := l.keys[key]
 	if c == nil { // all of it is resolved, and nothing waits
