@@ -254,7 +254,11 @@ func (s *consuming) credit(in *mechav1.Credit) error {
 		}
 		of = &p
 	}
-	return s.c.Credit(number(uint64(in.GetMessages())), number(in.GetBytes()), of)
+	bytes := number(in.GetBytes())
+	if bytes == 0 {
+		bytes = most
+	}
+	return s.c.Credit(number(uint64(in.GetMessages())), bytes, of)
 }
 
 func (s *consuming) control(in *mechav1.Control) error {
@@ -331,9 +335,14 @@ func consumeOptions(in *mechav1.ConsumeOpen) (o engine.ConsumeOptions, err error
 	if o.RevokeTimeout, err = option("revoke_timeout", in.GetRevokeTimeout()); err != nil {
 		return o, err
 	}
-	o.StatusEvery, err = option("status_interval", in.GetStatusInterval())
+	if o.StatusEvery, err = option("status_interval", in.GetStatusInterval()); err == nil && o.StatusEvery > 0 && o.StatusEvery < minStatus {
+		err = invalid(badOption, "open.status_interval is %v; at least %v", o.StatusEvery, minStatus)
+	}
 	return o, err
 }
+
+// minStatus bounds how often the broker is asked how partitions stand.
+const minStatus = 100 * time.Millisecond
 
 func retry(in *mechav1.RetryPolicy, o engine.Ordering) (engine.Retry, error) {
 	out := engine.Retry{Attempts: int(in.GetAttempts()), DeadLetterTopic: in.GetDeadLetterTopic()}

@@ -28,3 +28,24 @@ func (c counted) Publish(ctx context.Context, b engine.Batch, done func([]engine
 	c.took()
 	c.Publisher.Publish(ctx, b, done)
 }
+
+// credits tells of every grant.
+type credits struct {
+	*fakeengine.Engine
+	got chan [2]int
+}
+
+func (c credits) OpenConsumer(ctx context.Context, component string, o engine.ConsumeOptions, tell func(engine.Event)) (nativeapi.Consumer, engine.ConsumeInfo, error) {
+	con, info, err := c.Engine.OpenConsumer(ctx, component, o, tell)
+	return credited{con, c.got}, info, err
+}
+
+type credited struct {
+	nativeapi.Consumer
+	got chan [2]int
+}
+
+func (c credited) Credit(messages, bytes int, _ *engine.Part) error {
+	c.got <- [2]int{messages, bytes}
+	return nil
+}

@@ -85,7 +85,8 @@ type Consumer interface {
 	// fault.Conflict (instance_replaced) when another one came with the same instance name,
 	// fault.Unavailable when the sidecar ends.
 	Run(ctx context.Context) error
-	// Credit adds to what may be delivered, to all or to one partition.
+	// Credit adds to what may be delivered, to all or to one partition. Each is at most 1<<40, which
+	// stands for no bound.
 	Credit(messages, bytes int, part *engine.Part) error
 	// Ack resolves messages. Positions that no message has do not matter, nor do messages that
 	// are resolved already. It does not keep ranges.
@@ -253,8 +254,11 @@ func whole(n int) uint32 { return uint32(min(max(n, 0), math.MaxUint32)) } //nol
 
 func wide(n int) uint64 { return uint64(max(n, 0)) } //nolint:gosec // bounded
 
+// most stands for any number that is as good as no bound; sums of it are still numbers.
+const most = 1 << 40
+
 // number is a size off the wire.
-func number(n uint64) int { return int(min(n, math.MaxInt)) } //nolint:gosec // bounded
+func number(n uint64) int { return int(min(n, most)) } //nolint:gosec // bounded
 
 // DescribeTopic tells how a topic is divided.
 func (s *messagingServer) DescribeTopic(ctx context.Context, in *mechav1.DescribeTopicRequest) (*mechav1.DescribeTopicResponse, error) {

@@ -231,7 +231,7 @@ func TestConsume(t *testing.T) {
 	for i := range 8 {
 		e.Put("orders", string(rune('a'+i%3)), string(rune('0'+i)))
 	}
-	s := consume(t, c, &mechav1.ConsumeOpen{InstanceId: "one", Group: "g", StatusInterval: durationpb.New(20 * time.Millisecond),
+	s := consume(t, c, &mechav1.ConsumeOpen{InstanceId: "one", Group: "g", StatusInterval: durationpb.New(100 * time.Millisecond),
 		Require: []mechav1.Capability{mechav1.Capability_CAPABILITY_EPOCHS}})
 	if o := s.frame().GetOpened(); o.GetMember() != "one" || o.GetGroup() != "g" || o.GetLimits().GetMessages() != 1024 || o.GetSessionTtl().AsDuration() != 6*time.Second ||
 		o.GetTopics()[0].GetPartitions() != 4 || o.GetHandlerTimeout().AsDuration() != 5*time.Minute {
@@ -304,6 +304,7 @@ func TestConsumeRefuses(t *testing.T) {
 		{"manual beyond all", open(&mechav1.ConsumeOpen{Topics: orders, Manual: []*mechav1.Partition{{Topic: "orders", Partition: 1 << 31}}}), codes.InvalidArgument, "NO_SUCH_PARTITION"},
 		{"retry", open(&mechav1.ConsumeOpen{Topics: orders, Retry: &mechav1.RetryPolicy{Then: 9}}), codes.InvalidArgument, "BAD_OPTION"},
 		{"delay", open(&mechav1.ConsumeOpen{Topics: orders, Retry: &mechav1.RetryPolicy{FirstDelay: durationpb.New(-1)}}), codes.InvalidArgument, "BAD_OPTION"},
+		{"status too often", open(&mechav1.ConsumeOpen{Topics: orders, StatusInterval: durationpb.New(1)}), codes.InvalidArgument, "BAD_OPTION"},
 		{"status", open(&mechav1.ConsumeOpen{Topics: orders, StatusInterval: &durationpb.Duration{Seconds: 1 << 62}}), codes.InvalidArgument, "BAD_OPTION"},
 	}
 	for _, tt := range tests {
@@ -491,6 +492,26 @@ func TestCreditsAndControl(t *testing.T) {
 	for range 3 {
 		if n := got(); n != 1 {
 			t.Errorf("%d messages at once with a concurrency of 1", n)
+		}
+	}
+}
+
+// What is granted reaches the engine as numbers that it can add up.
+func TestCreditNumbers(t *testing.T) {
+	got := make(chan [2]int, 1)
+	s := consume(t, serve(t, credits{Engine: fakeengine.New(), got: got}, 4<<20), &mechav1.ConsumeOpen{Credited: true})
+	s.opened()
+	for _, tt := range []struct {
+		credit *mechav1.Credit
+		want   [2]int
+	}{
+		{&mechav1.Credit{Messages: 3}, [2]int{3, 1 << 40}},
+		{&mechav1.Credit{Bytes: 7}, [2]int{0, 7}},
+		{&mechav1.Credit{Messages: 1<<32 - 1, Bytes: 1<<64 - 1}, [2]int{1<<32 - 1, 1 << 40}},
+	} {
+		s.send(&mechav1.ConsumerFrame{Frame: &mechav1.ConsumerFrame_Credit{Credit: tt.credit}})
+		if n := <-got; n != tt.want {
+			t.Errorf("%v: the engine got %v, want %v", tt.credit, n, tt.want)
 		}
 	}
 }

@@ -173,20 +173,24 @@ func (p *Publisher) PublishAtomic(ctx context.Context, es []Entry) ([]Receipt, e
 }
 
 // ResumeKey lets messages of a key through that are published from now on, after one of them failed for
-// good and those behind it with PRECEDING_FAILED. With ordering by partition it is ResumePartition
-// for messages that name one.
-func (p *Publisher) ResumeKey(key string) { p.resume(&mechav1.ResumeKey{Key: key}, "k"+key) }
-
-// ResumePartition is ResumeKey for the messages that name a partition, with ordering by partition.
-func (p *Publisher) ResumePartition(n uint32) {
-	p.resume(&mechav1.ResumeKey{Partition: &n}, "p"+strconv.FormatUint(uint64(n), 10))
+// good and those behind it with PRECEDING_FAILED. With ordering by partition ResumePartition does.
+func (p *Publisher) ResumeKey(key string) {
+	p.resume(&mechav1.ResumeKey{Key: key}, "k"+key)
 }
 
-func (p *Publisher) resume(r *mechav1.ResumeKey, unit string) {
+// ResumePartition does so with ordering by partition: n is that of the failed message's receipt. Until then
+// all messages are held back that do not name another partition.
+func (p *Publisher) ResumePartition(n uint32) {
+	p.resume(&mechav1.ResumeKey{Partition: &n}, partitionUnit(&n), partitionUnit(nil))
+}
+
+func (p *Publisher) resume(r *mechav1.ResumeKey, units ...string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if h := p.held[unit]; h != nil && h.until == 0 {
-		h.until = p.next
+	for _, unit := range units {
+		if h := p.held[unit]; h != nil && h.until == 0 {
+			h.until = p.next
+		}
 	}
 	p.queue = append(p.queue, &item{resume: r})
 	p.signal()
@@ -273,20 +277,48 @@ func (e *Entry) wire() *mechav1.PublishEntry {
 	return out
 }
 
-// unit is what keeps an order of its own; empty: none does.
-func (p *Publisher) unit(e *mechav1.PublishEntry) string {
+// blocked reports whether message n fails since one before it has. Locked.
+func (p *Publisher) blocked(e *mechav1.PublishEntry, n uint64) bool {
 	switch {
-	case p.o.Ordering == mechav1.Ordering_ORDERING_NONE:
-		return ""
-	case p.o.Ordering == mechav1.Ordering_ORDERING_PARTITION && e.Partition != nil:
-		return "p" + strconv.FormatUint(uint64(e.GetPartition()), 10)
-	case e.GetKey() == "":
-		return ""
+	case len(p.held) == 0:
+	case p.o.Ordering != mechav1.Ordering_ORDERING_PARTITION:
+		return p.held["k"+e.GetKey()].has(n)
+	case e.Partition != nil:
+		return p.held[partitionUnit(e.Partition)].has(n) || p.held[partitionUnit(nil)].has(n)
+	default: // who knows which one it goes to
+		for _, h := range p.held {
+			if h.has(n) {
+				return true
+			}
+		}
 	}
-	return "k" + e.GetKey()
+	return false
 }
 
-var errPreceding = &Error{Code: codes.Aborted, Reason: ReasonPrecedingFailed, Message: "an earlier message of the key was not published; call ResumeKey to go on without it"}
+// unit is what is held back behind a failed message; empty: nothing is. A partition is not known when no
+// receipt tells.
+func (p *Publisher) unit(e *mechav1.PublishEntry, partition *uint32) string {
+	switch {
+	case p.o.Ordering == mechav1.Ordering_ORDERING_NONE:
+	case p.o.Ordering == mechav1.Ordering_ORDERING_PARTITION:
+		if e.Partition != nil {
+			partition = e.Partition
+		}
+		return partitionUnit(partition)
+	case e.GetKey() != "":
+		return "k" + e.GetKey()
+	}
+	return ""
+}
+
+func partitionUnit(n *uint32) string {
+	if n == nil {
+		return "p"
+	}
+	return "p" + strconv.FormatUint(uint64(*n), 10)
+}
+
+var errPreceding = &Error{Code: codes.Aborted, Reason: ReasonPrecedingFailed, Message: "an earlier message of the key, or the partition, was not published; resume it to go on without it"}
 
 // add queues messages when there is room.
 func (p *Publisher) add(ctx context.Context, es []Entry, atomic bool, dones []func(Receipt, error)) error {
@@ -319,7 +351,7 @@ func (p *Publisher) add(ctx context.Context, es []Entry, atomic bool, dones []fu
 		return ErrClosed
 	}
 	for _, e := range wire {
-		if h := p.held[p.unit(e)]; h != nil && h.until == 0 {
+		if p.blocked(e, p.next) {
 			return errPreceding
 		}
 	}
@@ -497,7 +529,7 @@ func (p *Publisher) answered(rs []*mechav1.Receipt) bool {
 	p.sent--
 	for i, r := range rs {
 		if f := r.GetError(); f != nil && f.GetReason() != ReasonPrecedingFailed {
-			p.hold(it, i)
+			p.hold(it, i, &r.Partition)
 		}
 	}
 	p.mu.Unlock()
@@ -510,8 +542,8 @@ func (p *Publisher) answered(rs []*mechav1.Receipt) bool {
 }
 
 // hold keeps back what follows a failed message. Locked.
-func (p *Publisher) hold(it *item, i int) {
-	unit, n := p.unit(it.batch.GetEntries()[i]), it.batch.GetSequence()+uint64(i) //nolint:gosec // small
+func (p *Publisher) hold(it *item, i int, partition *uint32) {
+	unit, n := p.unit(it.batch.GetEntries()[i], partition), it.batch.GetSequence()+uint64(i) //nolint:gosec // small
 	if h := p.held[unit]; unit != "" && !h.has(n) {
 		until := uint64(0)
 		if h != nil && h.until > n {
@@ -573,7 +605,7 @@ func (p *Publisher) again() {
 // split takes out what is held back. What is left are batches whose numbers have no gaps. Locked.
 func (p *Publisher) split(it *item) (kept []*item, lost []func(Receipt, error)) {
 	es, first := it.batch.GetEntries(), it.batch.GetSequence()
-	held := func(i int) bool { return p.held[p.unit(es[i])].has(first + uint64(i)) } //nolint:gosec // small
+	held := func(i int) bool { return p.blocked(es[i], first+uint64(i)) } //nolint:gosec // small
 	any := false
 	for i := range es {
 		any = any || held(i)
@@ -626,7 +658,7 @@ func (p *Publisher) refuse(err error) {
 	}
 	p.queue = p.queue[1:]
 	for i := range it.done {
-		p.hold(it, i)
+		p.hold(it, i, nil)
 	}
 	p.mu.Unlock()
 	p.failed(it.done, it.bytes, e)

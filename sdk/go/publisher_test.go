@@ -213,6 +213,43 @@ func TestPrecedingFailed(t *testing.T) {
 	}
 }
 
+// With ordering by partition a failed message holds its partition back, and what may belong to it.
+func TestPrecedingFailedOfPartition(t *testing.T) {
+	e, s, c := start(t)
+	e.Fail = func(n engine.Entry) error {
+		if string(n.Data) == "bad" {
+			return fault.New("test", fault.Unavailable, "not now")
+		}
+		return nil
+	}
+	p := publisher(t, c, mecha.PublisherOptions{Ordering: mechav1.Ordering_ORDERING_PARTITION})
+	ctx := limited(t)
+	failed, err := p.Publish(ctx, mecha.Entry{Key: "k", Value: []byte("bad")})
+	if mecha.ReasonOf(err) != "UNAVAILABLE" {
+		t.Fatalf("the failing one: %v", err)
+	}
+	other := (failed.Partition + 1) % 4
+	for _, cut := range []bool{false, true} {
+		if cut {
+			s.cut() // the sidecar forgets; the publisher must not
+		}
+		for what, e := range map[string]mecha.Entry{"its key": {Key: "k"}, "its partition": {Partition: &failed.Partition}, "another key": {Key: "o"}} {
+			if _, err := p.Publish(ctx, e); mecha.ReasonOf(err) != mecha.ReasonPrecedingFailed {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if _, err := p.Publish(ctx, mecha.Entry{Partition: &other}); err != nil {
+			t.Errorf("another partition: %v", err)
+		}
+	}
+	p.ResumePartition(failed.Partition)
+	for what, e := range map[string]mecha.Entry{"its key": {Key: "k"}, "its partition": {Partition: &failed.Partition}, "another key": {Key: "o"}} {
+		if _, err := p.Publish(ctx, e); err != nil {
+			t.Errorf("resumed, %s: %v", what, err)
+		}
+	}
+}
+
 // A stream that breaks with a failure told and the messages behind it under way: they fail too, though
 // the sidecar knows nothing of the failure on the next stream.
 func TestPrecedingFailedOnTheWay(t *testing.T) {

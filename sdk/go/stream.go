@@ -83,7 +83,7 @@ func (s *Stream) Ack(of *mechav1.Epoch, ranges ...*mechav1.PositionRange) error 
 }
 
 // Credit allows more messages, of a stream that was opened with credited; of one partition, or of all
-// when it is nil.
+// when it is nil. With bytes 0 their size does not matter.
 func (s *Stream) Credit(messages uint32, bytes uint64, partition *mechav1.Partition) error {
 	return s.Send(&mechav1.ConsumerFrame{Frame: &mechav1.ConsumerFrame_Credit{Credit: &mechav1.Credit{Messages: messages, Bytes: bytes, Partition: partition}}})
 }

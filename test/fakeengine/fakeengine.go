@@ -157,31 +157,44 @@ func (p *publisher) Publish(_ context.Context, b engine.Batch, done func([]engin
 			if b.Seq != 0 && n.ID == "" {
 				n.ID = fmt.Sprintf("%s/%d", p.o.Producer, b.Seq+uint64(i))
 			}
-			if out[i] = p.one(n); out[i].Err != nil && p.o.Ordering != engine.OrderNone && fault.ReasonOf(out[i].Err) != fault.PrecedingFailed {
-				p.held[p.hold(n.Key, n.Partition)] = true
+			if out[i] = p.one(n); out[i].Err != nil && fault.ReasonOf(out[i].Err) != fault.PrecedingFailed {
+				if unit := p.unit(n.Key, out[i].Partition); unit != "" {
+					p.held[unit] = true
+				}
 			}
 		}
 		done(out)
 	}
 }
 
-func (p *publisher) hold(key string, partition *int32) string {
-	if p.o.Ordering == engine.OrderPartition && partition != nil {
-		return fmt.Sprint(*partition)
+// unit is what keeps an order of its own; empty: none does.
+func (p *publisher) unit(key string, partition int32) string {
+	switch {
+	case p.o.Ordering == engine.OrderPartition:
+		return fmt.Sprint("p", partition)
+	case p.o.Ordering == engine.OrderKey && key != "":
+		return "k" + key
 	}
-	return "k" + key
+	return ""
 }
 
 func (p *publisher) one(n engine.Entry) engine.Receipt {
-	if p.o.Ordering != engine.OrderNone && p.held[p.hold(n.Key, n.Partition)] && n.Key != "" {
-		return engine.Receipt{Err: fault.New(op, fault.Conflict, "an earlier message of key %q failed; resume the key", n.Key).With(fault.PrecedingFailed)}
+	p.e.mu.Lock()
+	id, err := p.e.topic(p.o.Topic).place(n)
+	p.e.mu.Unlock()
+	if err != nil {
+		return engine.Receipt{Err: err}
+	}
+	n.Partition = &id
+	if p.held[p.unit(n.Key, id)] {
+		return engine.Receipt{Partition: id, Err: fault.New(op, fault.Conflict, "an earlier message of key %q, or of partition %d, failed; resume it", n.Key, id).With(fault.PrecedingFailed)}
 	}
 	if len(n.Data) > p.e.MaxMessage {
-		return engine.Receipt{Err: fault.New(op, fault.TooLarge, "%d bytes; at most %d", len(n.Data), p.e.MaxMessage)}
+		return engine.Receipt{Partition: id, Err: fault.New(op, fault.TooLarge, "%d bytes; at most %d", len(n.Data), p.e.MaxMessage)}
 	}
 	if p.e.Fail != nil {
 		if err := p.e.Fail(n); err != nil {
-			return engine.Receipt{Err: err}
+			return engine.Receipt{Partition: id, Err: err}
 		}
 	}
 	return p.e.append(p.o.Topic, n)
@@ -189,7 +202,12 @@ func (p *publisher) one(n engine.Entry) engine.Receipt {
 
 // Resume implements nativeapi.Publisher.
 func (p *publisher) Resume(key string, partition *int32) {
-	p.work <- func() { delete(p.held, p.hold(key, partition)) }
+	p.work <- func() {
+		delete(p.held, "k"+key)
+		if partition != nil {
+			delete(p.held, fmt.Sprint("p", *partition))
+		}
+	}
 }
 
 // Close implements nativeapi.Publisher.

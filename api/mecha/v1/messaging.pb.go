@@ -1397,7 +1397,7 @@ type ConsumeOpen struct {
 	HandlerTimeout *durationpb.Duration `protobuf:"bytes,11,opt,name=handler_timeout,json=handlerTimeout,proto3" json:"handler_timeout,omitempty"`
 	// How long the app may take to let go of a partition. Absent: 10 seconds.
 	RevokeTimeout *durationpb.Duration `protobuf:"bytes,12,opt,name=revoke_timeout,json=revokeTimeout,proto3" json:"revoke_timeout,omitempty"`
-	// How often status is told. Absent: not at all.
+	// How often status is told, at least 100 ms apart. Absent: not at all.
 	StatusInterval *durationpb.Duration `protobuf:"bytes,13,opt,name=status_interval,json=statusInterval,proto3" json:"status_interval,omitempty"`
 	// Let go of a partition as soon as nothing of it is at the app, without revoke_done.
 	AutoRevoke bool `protobuf:"varint,14,opt,name=auto_revoke,json=autoRevoke,proto3" json:"auto_revoke,omitempty"`
@@ -1729,15 +1729,16 @@ func (x *RetryPolicy) GetDeadLetterTopic() string {
 	return ""
 }
 
-// Credit allows more messages to be delivered, once open has credited. Each of the allowances
-// counts from when it is first granted; before that, none is that of messages of all partitions, and
-// the others are without bound. INVALID_ARGUMENT BAD_CREDIT: it grants nothing. What goes beyond the
-// limits of open is kept, and is of no use before the limits allow it.
+// Credit allows more messages to be delivered, once open has credited (INVALID without). What goes beyond the
+// limits of open is kept, and is of no use before the limits allow it. BAD_CREDIT: it grants nothing.
 type Credit struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Messages uint32                 `protobuf:"varint,1,opt,name=messages,proto3" json:"messages,omitempty"`
-	Bytes    uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	// Grant it to one partition, on top of what all have. NOT_ASSIGNED: the app does not have it.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many more.
+	Messages uint32 `protobuf:"varint,1,opt,name=messages,proto3" json:"messages,omitempty"`
+	// How many more bytes. 0: as many as the limits allow.
+	Bytes uint64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Grant it to one partition, which from then on is delivered no more than it was granted, and no more
+	// than all were. NOT_ASSIGNED: the app does not have it.
 	Partition     *Partition `protobuf:"bytes,3,opt,name=partition,proto3" json:"partition,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
