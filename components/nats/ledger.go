@@ -97,7 +97,8 @@ func (b *pubsub) entry(ctx context.Context, op fault.Op, subject string) (versio
 	if err != nil {
 		return version{}, err
 	}
-	return parseRead(op, answers[0], s.entries)
+	v, _, err := parseRead(op, answers[0], s.entries)
+	return v, err
 }
 
 // LedgerPut makes the writes, pipelined.

@@ -240,6 +240,7 @@ func (b *pubsub) Append(ctx context.Context, recs []block.LogRecord) []block.App
 	out := make([]block.AppendResult, len(recs))
 	msgs := make([]*natsgo.Msg, 0, len(recs))
 	place := make([]int, 0, len(recs)) // of msgs in recs
+	var doubtful []int
 	now := time.Now()
 	for i := range recs {
 		m, err := b.record(op, &recs[i], now)
@@ -265,9 +266,31 @@ func (b *pubsub) Append(ctx context.Context, recs []block.LogRecord) []block.App
 			out[i].Duplicate = ack.Duplicate
 		default:
 			out[i] = block.AppendResult{Position: ack.Seq, Duplicate: ack.Duplicate}
+			if ack.Duplicate {
+				doubtful = append(doubtful, i)
+			}
 		}
 	}
+	if len(doubtful) > 0 {
+		b.confirm(ctx, op, recs, out, doubtful)
+	}
 	return out
+}
+
+// confirm takes back positions of duplicates which are none: the first one may have been delayed, and
+// the server remembers where its order was.
+func (b *pubsub) confirm(ctx context.Context, op fault.Op, recs []block.LogRecord, out []block.AppendResult, doubtful []int) {
+	asks := make([]messageRequest, len(doubtful))
+	for j, i := range doubtful {
+		asks[j].Seq = out[i].Position
+	}
+	found, err := b.find(ctx, op, asks)
+	for j, i := range doubtful {
+		subject, bad := b.subject(op, recs[i].Topic, recs[i].Partition)
+		if err != nil || bad != nil || found[j].subject != subject {
+			out[i].Position = 0 // not known
+		}
+	}
 }
 
 // AppendAtomic adds all records or none, as one atomic batch of the stream.
@@ -395,10 +418,6 @@ func wholeSeconds(d time.Duration) string {
 	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10) + "s"
 }
 
-// boundsAtOnce is how many records are read at once to find out where they are: a read by place
-// brings all of a record.
-const boundsAtOnce = 16
-
 // Bounds tells where the first and last records of partitions are.
 func (b *pubsub) Bounds(ctx context.Context, topic string, partitions []int32) ([]block.LogBounds, error) {
 	const op fault.Op = "nats.pubsub.Bounds"
@@ -421,14 +440,9 @@ func (b *pubsub) Bounds(ctx context.Context, topic string, partitions []int32) (
 			asks = append(asks, messageRequest{Seq: 1, NextFor: s}, messageRequest{LastFor: s})
 		}
 	}
-	found := make([]uint64, 0, len(asks))
-	for len(asks) > 0 {
-		n := min(len(asks), boundsAtOnce)
-		seqs, err := b.sequences(ctx, op, asks[:n])
-		if err != nil {
-			return nil, err
-		}
-		found, asks = append(found, seqs...), asks[n:]
+	found, err := b.find(ctx, op, asks)
+	if err != nil {
+		return nil, err
 	}
 	out := make([]block.LogBounds, len(partitions))
 	for i, s := range subjects {
@@ -436,7 +450,7 @@ func (b *pubsub) Bounds(ctx context.Context, topic string, partitions []int32) (
 		if counts[s] == 0 {
 			continue
 		}
-		first, last := found[0], found[1]
+		first, last := found[0].seq, found[1].seq
 		found = found[2:]
 		switch {
 		case last == 0: // all went meanwhile
@@ -493,8 +507,18 @@ func (b *pubsub) counts(ctx context.Context, op fault.Op, topic string) (map[str
 	}
 }
 
-// sequences finds messages of the stream of records; 0 where there is none.
-func (b *pubsub) sequences(ctx context.Context, op fault.Op, asks []messageRequest) ([]uint64, error) {
+// whereabouts are those of a message; zero where there is none.
+type whereabouts struct {
+	seq     uint64
+	subject string
+}
+
+// findAtOnce is how many messages are read at once to find out where they are: such a read brings
+// all of a message.
+const findAtOnce = 16
+
+// find finds messages of the stream of records.
+func (b *pubsub) find(ctx context.Context, op fault.Op, asks []messageRequest) ([]whereabouts, error) {
 	p, err := b.conn.acquire(ctx, op)
 	if err != nil {
 		return nil, err
@@ -515,25 +539,31 @@ func (b *pubsub) sequences(ctx context.Context, op fault.Op, asks []messageReque
 		}
 		msgs[i] = &natsgo.Msg{Subject: from, Data: body}
 	}
-	answers, err := b.exchange(ctx, op, msgs...)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]uint64, len(asks))
-	for i, m := range answers {
-		v, err := parseRead(op, m, s.records)
+	out := make([]whereabouts, 0, len(asks))
+	for some := range slices.Chunk(msgs, findAtOnce) {
+		answers, err := b.exchange(ctx, op, some...)
 		if err != nil {
 			return nil, err
 		}
-		out[i] = v.seq
+		for _, m := range answers {
+			v, subject, err := parseRead(op, m, s.records)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, whereabouts{v.seq, subject})
+		}
 	}
 	return out, nil
 }
 
 // parseRead reads the answer to a read, of the stream's leader or a direct one.
-func parseRead(op fault.Op, m *natsgo.Msg, leader bool) (version, error) {
+func parseRead(op fault.Op, m *natsgo.Msg, leader bool) (v version, subject string, err error) {
 	if !leader {
-		return parseVersion(op, m)
+		if h := m.Header["Nats-Subject"]; len(h) > 0 {
+			subject = h[0]
+		}
+		v, err = parseVersion(op, m)
+		return v, subject, err
 	}
 	var answer struct {
 		Error   *apiError      `json:"error"`
@@ -541,13 +571,14 @@ func parseRead(op fault.Op, m *natsgo.Msg, leader bool) (version, error) {
 	}
 	switch err := json.Unmarshal(m.Data, &answer); {
 	case err != nil || answer.Error == nil && answer.Message == nil:
-		return version{}, fault.New(op, fault.Internal, "the server answers a read with %.100q", m.Data).Because(err)
+		return version{}, "", fault.New(op, fault.Internal, "the server answers a read with %.100q", m.Data).Because(err)
 	case answer.Error != nil && (answer.Error.ErrCode == codeNoMessage || answer.Error.ErrCode == codeStreamNotFound):
-		return version{}, nil
+		return version{}, "", nil
 	case answer.Error != nil:
-		return version{}, refusal(op, "read", answer.Error)
+		return version{}, "", refusal(op, "read", answer.Error)
 	}
-	return answer.Message.version(op)
+	v, err = answer.Message.version(op)
+	return v, answer.Message.Subject, err
 }
 
 // PositionAt finds the first record accepted at t or later.
@@ -563,12 +594,12 @@ func (b *pubsub) PositionAt(ctx context.Context, topic string, partition int32, 
 	}
 	if last := time.Unix(0, math.MaxInt64); !t.After(last) {
 		t = t.UTC()
-		seqs, err := b.sequences(ctx, op, []messageRequest{{Since: &t, NextFor: subject}})
+		found, err := b.find(ctx, op, []messageRequest{{Since: &t, NextFor: subject}})
 		if err != nil {
 			return 0, err
 		}
-		if seqs[0] != 0 {
-			return seqs[0], nil
+		if found[0].seq != 0 {
+			return found[0].seq, nil
 		}
 	}
 	bounds, err := b.Bounds(ctx, topic, []int32{partition})

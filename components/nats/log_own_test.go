@@ -342,6 +342,28 @@ func TestDelayedRecords(t *testing.T) {
 	})
 }
 
+// The position of a record's order is not told as the record's.
+func TestDuplicateOfDelayedRecord(t *testing.T) {
+	l := serverLog(t, startServer(t).ClientURL(), "pubsub")
+	defer l.Close(context.Background())
+	plain := rec("t", 0, "x")
+	plain.ID = "id"
+	late := plain
+	late.DeliverAt = time.Now().Add(400 * time.Millisecond)
+	appended(t, l, rec("t", 0, "first"), late)
+	for range 2 { // before it has come, and after
+		if res := appended(t, l, plain, late); !res[0].Duplicate || !res[1].Duplicate || res[0].Position != 0 || res[1].Position != 0 {
+			t.Errorf("the ID again: %+v, want duplicates whose positions nobody knows", res)
+		}
+		wantBodies(t, "the partition", read(t, reader(t, l, "t", 0, 0, block.ReadOptions{}), 2), "first", "x")
+	}
+	plain.ID = "other"
+	first := appended(t, l, plain)
+	if res := appended(t, l, plain, late); res[0].Position != first[0].Position || !res[0].Duplicate {
+		t.Errorf("a plain ID again: %+v, want a duplicate of the one at %d", res[0], first[0].Position)
+	}
+}
+
 // Records that are larger than what a reader fetches ahead come one by one, among others.
 func TestReaderOfLargeRecords(t *testing.T) {
 	l := serverLog(t, startServer(t).ClientURL(), "pubsub")

@@ -55,8 +55,12 @@ type pullConfig struct {
 	replicated     bool // several servers keep the stream
 }
 
-// pullForget is after what time the server forgets a consumer nobody asks.
-const pullForget = time.Minute
+// After what time the server forgets a consumer nobody asks. It looks as often, so the embedded
+// node does no more often than requests end.
+const (
+	forgetLocal  = waitLocal
+	forgetRemote = time.Minute
+)
 
 // Where several servers keep a stream, the one that has the consumer may die, and nobody says so.
 const (
@@ -94,7 +98,10 @@ func openPull(ctx context.Context, op fault.Op, p *period, c pullConfig) (*pull,
 	config := jetstream.ConsumerConfig{
 		Name: name, FilterSubject: c.filter, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(c.from, 1),
 		FilterSubjects: c.filters, HeadersOnly: c.headersOnly,
-		AckPolicy: jetstream.AckNonePolicy, InactiveThreshold: pullForget, MemoryStorage: true, Replicas: 1,
+		AckPolicy: jetstream.AckNonePolicy, InactiveThreshold: forgetRemote, MemoryStorage: true, Replicas: 1,
+	}
+	if p.local {
+		config.InactiveThreshold = forgetLocal
 	}
 	if len(c.filters) == 1 {
 		c.filter, config.FilterSubject, config.FilterSubjects = c.filters[0], c.filters[0], nil
