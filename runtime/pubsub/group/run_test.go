@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -505,12 +507,40 @@ func TestStopped(t *testing.T) {
 	}
 }
 
+// TestFenceCountsFromSending: how long a heartbeat took to be answered does not make it younger.
+func TestFenceCountsFromSending(t *testing.T) {
+	m := newMachine("g", "me", ttl, time.Millisecond)
+	m.join("s", "i", []string{"t"}, nil, 1)
+	m.watch(nil, true, 0)
+	sent := 5 * time.Second
+	m.step(sent)
+	m.reply(reply{op: m.requests[0].op, verdict: done, entry: block.LedgerEntry{Revision: 1}}, sent+ttl/2)
+	m.step(sent + ttl/2)
+	if m.fenceAt() != sent+m.fenceAfter() || m.due != sent+m.beatEvery() {
+		t.Errorf("sent at %v: fenced at %v, the next is due at %v", sent, m.fenceAt(), m.due)
+	}
+	// One that was answered too late is none.
+	m.wake(sent + ttl)
+	if m.fenceAt() != 0 {
+		t.Error("it is not fenced")
+	}
+	m.step(sent + ttl)
+	for _, q := range m.requests {
+		if q.pulse {
+			m.reply(reply{op: q.op, verdict: done, entry: block.LedgerEntry{Revision: 2}}, sent+3*ttl)
+		}
+	}
+	if m.fenceAt() != 0 {
+		t.Error("it believes in a heartbeat that is older than the fence")
+	}
+}
+
 // TestStorm: everything at once, at random, over many seeds. Afterwards all is even, and what must
 // never be was not (player.Assigned and memory.put look).
 func TestStorm(t *testing.T) {
-	seeds := 60
-	if testing.Short() {
-		seeds = 10
+	seeds := 20
+	if n, err := strconv.Atoi(os.Getenv("MECHA_SEEDS")); err == nil {
+		seeds = n
 	}
 	for seed := range seeds {
 		ok := t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
