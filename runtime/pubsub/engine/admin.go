@@ -286,10 +286,17 @@ func (e *Engine) Unpark(ctx context.Context, groupName, topic string, id int32, 
 	}
 	err = e.ask(ctx, groupName, p, func(o *order) {
 		if drop {
-			o.Drop = append(o.Drop, key)
+			o.Drop = with(o.Drop, key)
 		} else {
-			o.Unpark = append(o.Unpark, key)
+			o.Unpark = with(o.Unpark, key)
 		}
 	})
 	return int(min(progress[0].Parked[i].Count, 1<<31)), err
+}
+
+func with(keys []string, key string) []string {
+	if slices.Contains(keys, key) {
+		return keys
+	}
+	return append(keys, key)
 }

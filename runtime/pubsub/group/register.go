@@ -61,7 +61,7 @@ func (s *seat) shares(o sharer) bool {
 func (m *machine) join(id, base string, topics []string, manual []Part, ticket uint64) *seat {
 	for _, old := range m.sorted() {
 		if old.id == id {
-			m.end(old, "another consumer came with the same instance id")
+			m.end(old, Replaced)
 		}
 	}
 	m.handles++
@@ -77,7 +77,7 @@ func (m *machine) register(s *seat, now instant) {
 	pl, there := m.seats[s.id]
 	if s.rev != 0 && there && pl.rev > s.rev && !pl.alien {
 		if !strings.HasPrefix(pl.rec.Incarnation, s.base+".") {
-			m.end(s, "another consumer came with the same instance id")
+			m.end(s, Replaced)
 			return
 		}
 		s.rev = pl.rev

@@ -95,7 +95,12 @@ func (l *Lane) Asides() []Aside {
 // Done says that the copy of a record is safe, at copied in the park log, or that it failed and is to be
 // tried again.
 func (l *Lane) Done(now time.Time, position, copied uint64, err error) {
-	e := l.at(position)
+	e := l.window.find(position)
+	if e == nil || e.state != setAside {
+		// Not the window's: one that came back and was given up. The window's goes first, for its copy may
+		// have come back from the park log before it is known to be safe.
+		e = l.replays[position]
+	}
 	if e == nil || e.state != setAside {
 		return
 	}
