@@ -45,7 +45,7 @@ type logStreams struct {
 
 	idle time.Duration // after which readers park
 	mu   sync.Mutex
-	lots map[string]*parkLot // guarded by mu; by subjects of a topic
+	lots map[lotName]*parkLot // guarded by mu
 }
 
 // madeStreams is what is known of the streams since the connection was last made.

@@ -3,10 +3,12 @@ package nats_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/block/blocktest"
 	"github.com/mecha-project/mecha/components/fault"
+	"github.com/mecha-project/mecha/components/nats"
 )
 
 func embeddedLog(t testing.TB, dir, component string, items ...string) block.Log {
@@ -59,6 +61,10 @@ func TestEmbeddedLog(t *testing.T) {
 func TestServerLog(t *testing.T) {
 	url := startServer(t).ClientURL()
 	blocktest.Log(t, func(t *testing.T) func() block.Log {
-		return func() block.Log { return serverLog(t, url, "pubsub") }
+		return func() block.Log {
+			l := serverLog(t, url, "pubsub")
+			nats.ParkAfter(l, 50*time.Millisecond) // so that readers of the suite do
+			return l
+		}
 	})
 }

@@ -3,25 +3,31 @@ package nats
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 )
 
 // A consumer costs the server some 45 KiB, and most partitions are idle most of the time. So a
 // reader that has waited for a while gives its consumer back and parks: all that are parked on
-// one topic wait for a single consumer, which is given no bodies and begins at the least of their
-// positions. It only wakes them: a woken reader makes a consumer of its own and reads with that.
-// So being woken too often costs a little, and nothing can be missed or given twice. Whenever
-// anything goes wrong here, all are woken.
+// (64 partitions of) one topic wait for a single consumer, which is given what is new, without
+// bodies. It only wakes them: a woken reader makes a consumer of its own and reads with that. So
+// being woken too often costs a little, and nothing can be given twice. What came before that
+// consumer was made is looked for once it is there, and whenever anything goes wrong all are
+// woken, so nothing can be missed.
 
 const (
 	// parkAfter is how long a reader waits for a record before it parks.
 	parkAfter = 30 * time.Second
-	// parkTogether is how long the topic's consumer is not made anew after it was to be: readers
+	// parkTogether is how much later the topic's consumer is made anew when a reader comes: they
 	// mostly come together.
 	parkTogether = 20 * time.Millisecond
-	// parkFilters is how many partitions a consumer names; the server compares each with each. For
-	// more it is told of all partitions of the topic.
+	// parkInVain is how often a consumer tells of partitions whose readers have left before it is
+	// made anew.
+	parkInVain = 64
+	// parkFilters is how many partitions share a consumer, which names them: the server compares each
+	// with each.
 	parkFilters = 64
 )
 
@@ -33,32 +39,34 @@ type parkSpot struct {
 	wake    chan struct{} // has a token when there may be something
 }
 
-// parkLot is where the readers of a topic are parked.
+// parkLot is where the readers of some partitions of a topic are parked.
 type parkLot struct {
 	b    *pubsub
-	all  string // subjects of all partitions
+	name lotName
 	mu   sync.Mutex
 	here map[*parkSpot]bool // guarded by mu
-	// change is closed when somebody comes or goes, and made anew by who looks. Guarded by mu.
+	// change is closed when somebody comes or the last one goes, and made anew by who looks. Guarded
+	// by mu.
 	change  chan struct{}
 	running bool // guarded by mu
 }
 
+type lotName struct {
+	topic string
+	some  int32 // which partitions
+}
+
 // park gives a reader a spot; nil: it is too late for that.
-func (b *pubsub) park(topic, subject string, next uint64) *parkSpot {
-	token, err := topicToken(opRead, topic)
-	if err != nil {
-		return nil
-	}
-	all := b.log.prefix + token + ".*"
+func (b *pubsub) park(topic string, partition int32, subject string, next uint64) *parkSpot {
+	name := lotName{topic, partition / parkFilters}
 	b.log.mu.Lock()
-	l := b.log.lots[all]
+	l := b.log.lots[name]
 	if l == nil {
-		l = &parkLot{b: b, all: all, here: map[*parkSpot]bool{}, change: make(chan struct{})}
+		l = &parkLot{b: b, name: name, here: map[*parkSpot]bool{}, change: make(chan struct{})}
 		if b.log.lots == nil {
-			b.log.lots = map[string]*parkLot{}
+			b.log.lots = map[lotName]*parkLot{}
 		}
-		b.log.lots[all] = l
+		b.log.lots[name] = l
 	}
 	b.log.mu.Unlock()
 	l.mu.Lock()
@@ -86,7 +94,14 @@ func (s *parkSpot) leave() {
 	defer s.lot.mu.Unlock()
 	if s.lot.here[s] {
 		delete(s.lot.here, s)
-		s.lot.changed()
+		s.lot.left()
+	}
+}
+
+// left notes that somebody is gone; mu is held.
+func (l *parkLot) left() {
+	if len(l.here) == 0 {
+		l.changed()
 	}
 }
 
@@ -103,70 +118,64 @@ func (l *parkLot) changed() {
 func (l *parkLot) run(closing <-chan struct{}) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	l.gather(closing)
 	for {
-		t := time.NewTimer(parkTogether)
-		select {
-		case <-t.C:
-		case <-closing:
-			t.Stop()
-		}
-		subjects, from, change := l.look()
-		if len(subjects) == 0 {
+		spots, change := l.look()
+		if len(spots) == 0 {
 			l.b.log.mu.Lock()
-			if l.b.log.lots[l.all] == l {
-				delete(l.b.log.lots, l.all) // whoever comes now may use it all the same
+			if l.b.log.lots[l.name] == l {
+				delete(l.b.log.lots, l.name) // whoever comes now may use it all the same
 			}
 			l.b.log.mu.Unlock()
 			return
 		}
-		err := l.watch(ctx, closing, change, subjects, from)
+		err := l.watch(ctx, closing, change, spots)
 		if errors.Is(err, errStopped) {
-			continue // somebody came or went
+			continue
 		}
 		if err != nil && !errors.Is(err, errInterrupted) {
-			l.b.conn.log.Debug("waking readers", "topic", l.all, "error", err)
+			l.b.conn.log.Debug("waking readers", "topic", l.name.topic, "error", err)
 		}
 		l.wake(func(*parkSpot) bool { return true })
 	}
 }
 
-// look is what to wait for. When it is nothing, nobody runs any more.
-func (l *parkLot) look() (subjects []string, from uint64, change <-chan struct{}) {
+// gather waits for others who come.
+func (l *parkLot) gather(enough <-chan struct{}) {
+	t := time.NewTimer(parkTogether)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-enough:
+	}
+}
+
+// look is who is here. When nobody is, nobody runs any more.
+func (l *parkLot) look() (spots []*parkSpot, change <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.change = make(chan struct{})
-	seen := map[string]bool{}
-	for s := range l.here {
-		if from == 0 || s.next < from {
-			from = s.next
-		}
-		if !seen[s.subject] {
-			seen[s.subject] = true
-			subjects = append(subjects, s.subject)
-		}
-	}
-	l.running = len(subjects) > 0
-	if len(subjects) > parkFilters {
-		subjects = []string{l.all}
-	}
-	return subjects, from, l.change
+	l.running = len(l.here) > 0
+	return slices.Collect(maps.Keys(l.here)), l.change
 }
 
-// wake sends those away who are meant.
-func (l *parkLot) wake(meant func(*parkSpot) bool) {
+// wake sends those away who are meant, and tells how many.
+func (l *parkLot) wake(meant func(*parkSpot) bool) (n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for s := range l.here {
 		if meant(s) {
 			delete(l.here, s)
 			s.wake <- struct{}{} // it has room: only who is here is woken
-			l.changed()
+			l.left()
+			n++
 		}
 	}
+	return n
 }
 
-// watch wakes readers as long as nobody comes or goes: then it returns errStopped.
-func (l *parkLot) watch(ctx context.Context, closing, change <-chan struct{}, subjects []string, from uint64) error {
+// watch wakes readers until others come, or it has become useless: then it returns errStopped.
+func (l *parkLot) watch(ctx context.Context, closing, change <-chan struct{}, spots []*parkSpot) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	short, done := context.WithTimeout(ctx, readOpen)
@@ -184,12 +193,25 @@ func (l *parkLot) watch(ctx context.Context, closing, change <-chan struct{}, su
 	if err != nil {
 		return err
 	}
-	u, err := openPull(short, opRead, p, pullConfig{stream: l.b.log.records, filters: subjects, from: from,
-		window: parkFilters, bytes: 1 << 20, headersOnly: true, replicated: s.records})
+	u, err := openPull(short, opRead, p, pullConfig{stream: l.b.log.records, filters: subjectsOf(spots), news: true,
+		window: parkFilters, bytes: 1 << 20, replicated: s.records})
 	if err != nil {
 		return err
 	}
 	defer u.close()
+	asks := make([]messageRequest, len(spots))
+	for i, s := range spots {
+		asks[i] = messageRequest{Seq: s.next, NextFor: s.subject}
+	}
+	found, err := l.b.find(short, opRead, asks)
+	if err != nil {
+		return err
+	}
+	missed := map[*parkSpot]bool{}
+	for i, s := range spots {
+		missed[s] = found[i].seq != 0
+	}
+	l.wake(func(s *parkSpot) bool { return missed[s] })
 	stop := make(chan struct{})
 	ended := make(chan struct{})
 	go func() { // one channel for both
@@ -197,11 +219,12 @@ func (l *parkLot) watch(ctx context.Context, closing, change <-chan struct{}, su
 		select {
 		case <-closing:
 		case <-change:
+			l.gather(ended)
 		case <-ended:
 		}
 	}()
 	defer func() { close(ended); <-stop }()
-	for {
+	for vain := 0; vain < parkInVain; {
 		m, at, err := u.next(ctx, stop, true)
 		if errors.Is(err, errStopped) {
 			select {
@@ -214,6 +237,17 @@ func (l *parkLot) watch(ctx context.Context, closing, change <-chan struct{}, su
 			l.b.log.doubt(p)
 			return err
 		}
-		l.wake(func(s *parkSpot) bool { return s.subject == m.Subject && at.seq >= s.next })
+		if l.wake(func(s *parkSpot) bool { return s.subject == m.Subject && at.seq >= s.next }) == 0 {
+			vain++
+		}
 	}
+	return errStopped
+}
+
+func subjectsOf(spots []*parkSpot) []string {
+	subjects := map[string]bool{}
+	for _, s := range spots {
+		subjects[s.subject] = true
+	}
+	return slices.Collect(maps.Keys(subjects))
 }

@@ -185,7 +185,7 @@ func (r *logReader) rest(u *pull) {
 	if r.shut {
 		return
 	}
-	if r.parked = r.b.park(r.topic, r.config.filter, r.next); r.parked == nil {
+	if r.parked = r.b.park(r.topic, r.partition, r.config.filter, r.next); r.parked == nil {
 		u.idle = 0 // the component is being closed
 		return
 	}

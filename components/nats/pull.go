@@ -46,9 +46,9 @@ type pull struct {
 // pullConfig says what a pull reads.
 type pullConfig struct {
 	stream, filter string
-	filters        []string // instead of filter
-	from           uint64   // 0: the last message of each subject, then what follows
-	headersOnly    bool
+	filters        []string      // instead of filter
+	from           uint64        // 0: the last message of each subject, then what follows
+	news           bool          // instead of from: what comes from now on, without bodies
 	idle           time.Duration // after which a wait for a message ends with errIdle; 0: never
 	window, bytes  int
 	noWait         bool
@@ -97,7 +97,7 @@ func openPull(ctx context.Context, op fault.Op, p *period, c pullConfig) (*pull,
 		nexts: "$JS.API.CONSUMER.MSG.NEXT." + c.stream + "." + name, ends: "$JS.API.CONSUMER.DELETE." + c.stream + "." + name}
 	config := jetstream.ConsumerConfig{
 		Name: name, FilterSubject: c.filter, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(c.from, 1),
-		FilterSubjects: c.filters, HeadersOnly: c.headersOnly,
+		FilterSubjects: c.filters, HeadersOnly: c.news,
 		AckPolicy: jetstream.AckNonePolicy, InactiveThreshold: forgetRemote, MemoryStorage: true, Replicas: 1,
 	}
 	if p.local {
@@ -106,7 +106,10 @@ func openPull(ctx context.Context, op fault.Op, p *period, c pullConfig) (*pull,
 	if len(c.filters) == 1 {
 		c.filter, config.FilterSubject, config.FilterSubjects = c.filters[0], c.filters[0], nil
 	}
-	if c.from == 0 {
+	switch {
+	case c.news:
+		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverNewPolicy, 0
+	case c.from == 0:
 		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverLastPerSubjectPolicy, 0
 	}
 	body, err := json.Marshal(struct {
