@@ -952,6 +952,8 @@ var scenarios = []scenario{
 	{name: "every order", nodes: []string{"a", "b"}, layout: twoParts, ticks: 6, faults: 1, fine: true},
 }
 
+// TestModel explores each scenario, with one disturbance at any time. MECHA_MODEL_FAULTS=2 allows two,
+// which takes many minutes; MECHA_MODEL_STATES bounds how many states of each are looked at.
 func TestModel(t *testing.T) {
 	deeper, _ := strconv.Atoi(os.Getenv("MECHA_MODEL_FAULTS"))
 	limit, _ := strconv.Atoi(os.Getenv("MECHA_MODEL_STATES"))

@@ -49,18 +49,12 @@ var mutants = []struct {
 		"two_generations", "I12"},
 	{"a commit goes on over a later epoch", "op.go",
 		"case e.Revision != 0 && epoch > h.epoch:", "case e.Revision != 0 && epoch > h.epoch && o.kind == opTake:",
-		"two_members", "I14"},
-	{"a claim goes on over a later epoch", "hold.go",
-		"	if epoch >= h.epoch {\n", "	if false {\n",
-		"two_members", "I14"},
+		"the_same_name_again", "I14"},
 	{"ownership is given up before the last progress is written", "hold.go",
 		"	case body != nil:\n		m.push(s, p, h, body, nil, now)\n", "	case body != nil:\n		m.push(s, p, h, body, nil, now)\n		m.yield(s, p, h, now)\n",
 		"two_members", "I5"},
 	{"a write without an answer counts as made", "op.go",
 		"		case failed:\n			o.get = true\n			m.later(o, now)\n", "		case failed:\n			m.written(o, o.rev+1, now)\n",
-		"two_members", ""},
-	{"a write without an answer counts as not made", "op.go",
-		"		case failed:\n			o.get = true\n			m.later(o, now)\n", "		case failed:\n			m.refused(o, block.LedgerEntry{}, now)\n",
 		"two_members", ""},
 	{"the successor is taken for a predecessor", "view.go",
 		"		return suspect // it is a predecessor, or already a successor\n", "		return departed\n",
@@ -74,14 +68,11 @@ var mutants = []struct {
 	{"the records of the dead stay", "machine.go",
 		"		m.remove(seatKey(m.group, id), pl.rev)\n", "",
 		"two_members", "liveness"},
-	{"an owner that is not seen counts as gone", "view.go",
-		"	case !ok:\n		return suspect\n", "	case !ok:\n		return departed\n",
-		"a_third_may_come", ""},
 }
 
 // TestMutants makes each mistake in a copy of the source and lets the model check find it. It takes
-// minutes, and runs when MECHA_MUTANTS is set; whether the places to change are still there is always
-// looked at.
+// minutes, and runs when MECHA_MUTANTS is 1, or a part of a name; whether the places to change are still
+// there is always looked at.
 func TestMutants(t *testing.T) {
 	for _, mu := range mutants {
 		source, err := os.ReadFile(mu.file)
@@ -92,7 +83,7 @@ func TestMutants(t *testing.T) {
 			t.Errorf("%s: %s has %d places like\n%s", mu.name, mu.file, n, mu.old)
 			continue
 		}
-		if os.Getenv("MECHA_MUTANTS") == "" {
+		if which := os.Getenv("MECHA_MUTANTS"); which == "" || which != "1" && !strings.Contains(mu.name, which) {
 			continue
 		}
 		start := time.Now()

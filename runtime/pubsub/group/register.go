@@ -203,4 +203,3 @@ func (m *machine) forget(s *seat) {
 	m.version++
 	m.dirty, m.stale = true, true
 }
-
