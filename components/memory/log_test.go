@@ -303,7 +303,7 @@ func TestLogTimes(t *testing.T) {
 			if d := time.Until(start.Add(time.Duration(at) * time.Second)); d > 0 {
 				time.Sleep(d - 1)
 				synctest.Wait()
-				time.Sleep(1)
+				time.Sleep(time.Nanosecond)
 			}
 			if bodies, _ := held(t, p, "t", 0); strings.Join(bodies, "|") != want {
 				t.Errorf("after %d s: %q, want %q", at, strings.Join(bodies, "|"), want)
