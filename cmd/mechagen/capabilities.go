@@ -62,6 +62,9 @@ var abilities = []struct {
 		always("groups"),
 		always("redelivery"),
 		offers[block.PubSubTTL]("time to live"),
+		offers[block.Log]("partitioned log"),
+		offers[block.LogAtomic]("several messages as one"),
+		offers[block.LogKeeper]("kept until every group has consumed them"),
 	}},
 	{block.KindConfig, "Configuration", []ability{
 		always("get"),

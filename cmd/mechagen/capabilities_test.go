@@ -75,7 +75,10 @@ func TestEveryAbilityHasAColumn(t *testing.T) {
 			if !ok || !spec.Name.IsExported() || isBlock(i) {
 				return true
 			}
-			if spec.Name.Name == "StandsFor" { // says whom to ask, not what can be done
+			switch spec.Name.Name {
+			case "StandsFor": // says whom to ask, not what can be done
+				return true
+			case "LogReader", "Ledger": // parts of Log
 				return true
 			}
 			seen++

@@ -303,7 +303,7 @@ func TestLogTimes(t *testing.T) {
 			if d := time.Until(start.Add(time.Duration(at) * time.Second)); d > 0 {
 				time.Sleep(d - 1)
 				synctest.Wait()
-				time.Sleep(1)
+				time.Sleep(time.Nanosecond)
 			}
 			if bodies, _ := held(t, p, "t", 0); strings.Join(bodies, "|") != want {
 				t.Errorf("after %d s: %q, want %q", at, strings.Join(bodies, "|"), want)
@@ -333,6 +333,16 @@ func TestLogTimes(t *testing.T) {
 		}
 		if res := add(p, late); !res.Duplicate || res.Position != 1 {
 			t.Errorf("the same again: %+v, want a duplicate of position 1", res)
+		}
+		// Once it is visible it is not delayed any more, for those who ask why a topic is full either.
+		_, full := openLog(t, func(c *memory.PubSubConfig) { c.MaxMessages = 1 })
+		full.Consumed("t", "g", 0, 0)
+		visible := rec("t", 0, "x")
+		visible.DeliverAt = time.Now().Add(time.Second)
+		add(full, visible)
+		time.Sleep(time.Second)
+		if err := add(full, rec("t", 0, "x")).Err; fault.Of(err) != fault.Exhausted || strings.Contains(err.Error(), "due") {
+			t.Errorf("a topic full of a record that was delayed answers %v", err)
 		}
 		// While no component is open nothing runs, and nothing is lost.
 		late.DeliverAt, late.ID = time.Now().Add(time.Minute), ""

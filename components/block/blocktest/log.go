@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -564,6 +565,8 @@ func logReaderContext(l *logTest) {
 	wantCode(l, "Next with an ended context", err, fault.Canceled)
 	l.same("after it", l.next(r, 1), []string{"two"}, nil)
 
+	var raced sync.WaitGroup
+	defer raced.Wait()
 	for i := range 10 { // a Next that gave up has taken nothing with it
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan struct{})
@@ -578,7 +581,11 @@ func logReaderContext(l *logTest) {
 		}
 		start := time.Now()
 		if i%2 == 1 {
-			go l.append(record(topic, 0, fmt.Sprint(i))) // a race of the two
+			raced.Go(func() { // a race of the two
+				if res := l.log.Append(l.ctx(), records(topic, 0, fmt.Sprint(i))); len(res) != 1 || res[0].Err != nil {
+					l.Errorf("Append: %v", res)
+				}
+			})
 		}
 		cancel()
 		select {

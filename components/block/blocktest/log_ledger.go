@@ -500,7 +500,7 @@ func ledgerWatch(l *logTest) {
 	l.remove(b, rb)
 	empty.hears(b, removed)
 	foreign.hears(b, removed)
-	rb = l.put(b, "", 0)
+	l.put(b, "", 0)
 	empty.hears(b, "")
 	foreign.hears(b, "")
 	l.remove(a, ra)
