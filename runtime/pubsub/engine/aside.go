@@ -92,6 +92,7 @@ func (c *Consumer) copyOf(cp copied) (block.LogRecord, error) {
 	out.ID = c.opts.Group + "/" + origin
 	if cp.a.Remedy == RemedyPark {
 		out.Topic, out.Partition = parkLog(c.opts.Group, r.Topic), r.Partition
+		c.keepParked(cp.o, out.Topic)
 		return out, nil
 	}
 	out.Metadata[metaDeadLetter] = r.Topic
@@ -107,6 +108,16 @@ func (c *Consumer) copyOf(cp copied) (block.LogRecord, error) {
 		out.Partition = at.First + int32(spread(r.Position)%uint32(at.Count))
 	}
 	return out, nil
+}
+
+// keepParked has a broker that keeps what is not consumed keep what is parked, before the first of it is there.
+func (c *Consumer) keepParked(o *owned, parkTopic string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if keeper, ok := block.As[block.LogKeeper](c.e.log); ok && !o.keeps && o.phase != gone {
+		o.keeps = true
+		keeper.Consumed(parkTopic, c.opts.Group, o.part.ID, o.lane.ParkedFrom())
+	}
 }
 
 // deadLetterTopic is where messages of a topic go that are given up.

@@ -38,6 +38,7 @@ type owned struct {
 	assignment uint64                   // of its Revoking
 	deadline   time.Time                // of its Revoking
 	starved    bool                     // in Consumer.starved
+	keeps      bool                     // the broker knows that what is parked is to be kept
 	drained    bool                     // of an old generation, and the group knows that it is read to its end
 	committed  uint64                   // watermark of the last commit
 	end        uint64                   // greater than the position of the newest record, as far as known
@@ -127,6 +128,9 @@ func (o *owned) open(progress []byte) (block.LogReader, error) {
 	}
 	if keeper, ok := block.As[block.LogKeeper](log); ok {
 		keeper.Consumed(o.part.Topic, c.opts.Group, o.part.ID, p.Watermark)
+		if from := o.lane.ParkedFrom(); from > 0 {
+			keeper.Consumed(parkLog(c.opts.Group, o.part.Topic), c.opts.Group, o.part.ID, from)
+		}
 	}
 	if o.phase == opening {
 		o.phase, o.told = owning, true
@@ -248,23 +252,28 @@ func (o *owned) due(now time.Time) time.Time {
 		if o.phase == gone {
 			return time.Time{}
 		}
+		if at := o.lane.Due(); !at.IsZero() && at.Before(o.deadline) {
+			return at
+		}
 		return o.deadline
 	case o.phase != owning:
 		return time.Time{}
 	}
-	at := o.lane.Due()
-	if !at.IsZero() && !now.Before(at) {
+	if o.expire(now) {
 		o.list()
-		return now
 	}
-	return at
+	return o.lane.Due()
 }
 
-// expire counts messages that stayed at the app too long as failed while nothing is delivered.
-func (o *owned) expire(now time.Time) {
-	if at := o.lane.Due(); !at.IsZero() && !now.Before(at) {
-		o.change(func() { o.lane.Next(now, nil, 0, 0) })
+// expire counts messages that stayed at the app too long as failed, and has repetitions take their place,
+// also while there is no room to deliver anything. It reports whether there was something to do.
+func (o *owned) expire(now time.Time) bool {
+	at := o.lane.Due()
+	if at.IsZero() || now.Before(at) {
+		return false
 	}
+	o.change(func() { o.lane.Next(now, nil, 0, 0) })
+	return true
 }
 
 // deliver takes what may go to the app now; nil when that is nothing. c.mu is held.

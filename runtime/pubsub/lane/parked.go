@@ -108,6 +108,7 @@ func (l *Lane) Done(now time.Time, position, copied uint64, err error) {
 	if remedy == RemedyPark {
 		if p := l.parked[e.rec.Key]; p != nil {
 			p.Count++
+			l.parkedTo = max(l.parkedTo, copied+1)
 			if p.From == 0 && copied != 0 {
 				p.From = copied
 			}
@@ -128,6 +129,18 @@ func (l *Lane) Parked() []ParkedKey {
 	}
 	slices.SortFunc(out, func(a, b ParkedKey) int { return strings.Compare(a.Key, b.Key) })
 	return out
+}
+
+// ParkedFrom is the first position of the park log that is still needed: what is before it belongs to no key
+// that is set aside. It is 0 while nothing is known.
+func (l *Lane) ParkedFrom() uint64 {
+	from := l.parkedTo
+	for _, p := range l.parked {
+		if p.From > 0 {
+			from = min(from, p.From)
+		}
+	}
+	return from
 }
 
 // Unpark starts to bring a key back. ok is false when it is not parked, or is coming back already.
@@ -192,6 +205,7 @@ func (l *Lane) Replay(rec block.LogRecord, at uint64) {
 	if p == nil || !p.replaying || rec.Position < p.Since || at < p.From || l.replays[rec.Position] != nil {
 		return // of an earlier time, or a copy made twice
 	}
+	l.parkedTo = max(l.parkedTo, at+1)
 	e := &entry{rec: rec, replayed: true, parkedAt: at}
 	l.replays[rec.Position] = e
 	l.bytes += e.size()

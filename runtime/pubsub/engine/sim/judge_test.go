@@ -65,6 +65,7 @@ type partOf struct {
 	body     []byte
 	progress lane.Progress
 	done     map[uint64]bool     // acknowledged or dropped, by the app's word, for good
+	maybe    map[uint64]bool     // the same, but the word came about when the handler's time was over
 	copies   map[uint64][]uint64 // positions in the park log
 	buried   map[uint64]bool     // on the dead-letter topic
 	given    map[string]bool     // keys whose parked messages were dropped by an administrator
@@ -102,6 +103,7 @@ type stay struct {
 	pause   time.Duration // before it may come again
 	final   bool          // it must not come again under this epoch
 	gap     bool
+	expired bool
 }
 
 // judge watches a history. All of it is guarded by world.mu, save said.
@@ -135,7 +137,7 @@ func (j *judge) part(group string, id int32) *partOf {
 	}
 	p := byID[id]
 	if p == nil {
-		p = &partOf{group: group, id: id, claims: map[uint64]seatOf{}, views: map[uint64]*view{}, done: map[uint64]bool{},
+		p = &partOf{group: group, id: id, claims: map[uint64]seatOf{}, views: map[uint64]*view{}, done: map[uint64]bool{}, maybe: map[uint64]bool{},
 			copies: map[uint64][]uint64{}, buried: map[uint64]bool{}, given: map[string]bool{}, progress: lane.Progress{Watermark: 1}}
 		byID[id] = p
 	}
@@ -426,7 +428,7 @@ func (j *judge) justify(p *partOf, v *view, next *lane.Progress) {
 		case was && !is:
 			j.w.violate("I5", p.id, r.key, "%s: %s at %d was resolved and is not any more, epoch %d", p, r.id, r.pos, v.epoch)
 			return
-		case is && r.pos >= p.skip && !p.done[r.pos] && !p.buried[r.pos] && !p.aside(next, r) && !(r.key != "" && p.given[r.key] && len(p.copies[r.pos]) > 0):
+		case is && r.pos >= p.skip && !p.done[r.pos] && !p.maybe[r.pos] && !p.buried[r.pos] && !p.aside(next, r) && !(r.key != "" && p.given[r.key] && len(p.copies[r.pos]) > 0):
 			inv := "I5"
 			if len(p.copies[r.pos]) > 0 {
 				inv = "I9"
@@ -486,7 +488,7 @@ func (v *view) settled(r *record, sure bool) bool {
 	if resolved(&v.start, r.pos) && !p.aside(&v.start, r) {
 		return true
 	}
-	return !sure && (p.buried[r.pos] || p.given[r.key] && len(p.copies[r.pos]) > 0)
+	return !sure && (p.maybe[r.pos] || p.buried[r.pos] || p.given[r.key] && len(p.copies[r.pos]) > 0)
 }
 
 // assigned, revoked and lost: an app was told.
@@ -656,7 +658,7 @@ func (p *partOf) isAside(v *view, r *record) bool { return len(p.copies[r.pos]) 
 // gap: the next message of a key says so when one before it was given up.
 func (j *judge) gap(v *view, r, before *record, s *stay) {
 	p := v.p
-	if before == nil || len(p.seeks) > 0 || p.given[r.key] || len(p.copies) > 0 {
+	if before == nil || len(p.seeks) > 0 || p.given[r.key] || len(p.copies) > 0 || p.maybe[before.pos] {
 		return
 	}
 	want := false
@@ -685,7 +687,7 @@ func (j *judge) window(v *view, r *record) {
 			continue
 		}
 		n++
-		if !v.settled(o, true) && !v.p.buried[o.pos] {
+		if !v.settled(o, false) {
 			if span := n; span > j.w.cfg.limits.Window {
 				j.w.violate("I8", v.p.id, r.key, "%s at %d of %s is delivered, %d behind the first unresolved one, and the window is %d", r.id, r.pos, v.p, span, j.w.cfg.limits.Window)
 				return
@@ -700,7 +702,7 @@ func (j *judge) expire(v *view, now time.Time) {
 	for pos, s := range v.open {
 		if !s.due.IsZero() && !now.Before(s.due) {
 			delete(v.open, pos)
-			s.nacked = s.due
+			s.nacked, s.expired = s.due, true
 			s.pause = j.pause(s.attempt)
 			j.fated(v, s, engine.RemedyRetry)
 		}
@@ -775,11 +777,19 @@ func (j *judge) acked(v *view, pos uint64) {
 	j.expire(v, now)
 	v.last = now
 	if v.open[pos] == nil {
-		return // it counts for nothing
+		v.late(pos)
+		return // else it counts for nothing
 	}
 	delete(v.open, pos)
 	v.acked[pos] = now
 	v.p.done[pos] = true
+}
+
+// late: a word came after the handler's time was over, and the engine may have been halted at that time.
+func (v *view) late(pos uint64) {
+	if s := v.stays[pos]; s != nil && s.expired {
+		v.p.maybe[pos] = true
+	}
 }
 
 // nacked: the engine took a refusal.
@@ -789,6 +799,9 @@ func (j *judge) nacked(v *view, pos uint64, r engine.Remedy) {
 	v.last = now
 	s := v.open[pos]
 	if s == nil {
+		if r == engine.RemedyDrop {
+			v.late(pos)
+		}
 		return
 	}
 	delete(v.open, pos)

@@ -269,8 +269,12 @@ func (w *world) act(a action) {
 		w.open(s.name)
 		w.pending.Go(func() {
 			for _, m := range s.members {
-				<-m.done
+				select {
+				case <-m.done:
+				case <-w.peace: // the second one may be gone before the first has heard of it
+				}
 			}
+			s.link.kill()
 			s.end()
 		})
 	case "leave":

@@ -21,6 +21,7 @@ var (
 	seedFlag   = flag.Int64("seed", -1, "run the history of this seed only")
 	seedsFlag  = flag.Int("seeds", 0, "how many histories to run; 0 means MECHA_SIM_SEEDS, or as many as the time allows")
 	themeFlag  = flag.String("theme", "", "only histories of this theme")
+	showFlag   = flag.Int("show", 3, "how many violated histories to print")
 	untilFlag  = flag.Bool("until", false, "end at the first history that is violated")
 	budgetFlag = flag.Duration("budget", 25*time.Second, "how long to go on with histories when their number is not given")
 )
@@ -92,7 +93,7 @@ func TestHistories(t *testing.T) {
 			}
 			seen[v.inv] = true
 		}
-		if bad++; bad <= 3 {
+		if bad++; bad <= *showFlag {
 			v := w.broken[0]
 			t.Errorf("SIM VIOLATED %s seed %d theme %s: %s\n%s\nrepeat it with: go test ./runtime/pubsub/engine/sim -run TestHistories -seed %d -count 5",
 				v.inv, seed, w.cfg.theme, v.text, w.story(v, 60), seed)

@@ -24,21 +24,21 @@ type world struct {
 	cfg  config
 	hub  *memory.Hub
 
-	mu          sync.Mutex
-	judge       *judge
-	start       time.Time
-	links       uint64
-	healed      bool
-	sidecars    []*sidecar // those that live
-	names       int
-	windows     []window
-	firsts      []int32 // first partition of each generation
-	checks      map[string]int
-	broken      []violation
-	trace       []line
-	pending     sync.WaitGroup
-	publishing  sync.WaitGroup
-	outstanding []*pub
+	mu         sync.Mutex
+	judge      *judge
+	start      time.Time
+	links      uint64
+	healed     bool
+	sidecars   []*sidecar // those that live
+	names      int
+	windows    []window
+	firsts     []int32 // first partition of each generation
+	checks     map[string]int
+	broken     []violation
+	trace      []line
+	pending    sync.WaitGroup
+	publishing sync.WaitGroup
+	peace      chan struct{} // closed when faults end
 }
 
 // window is a time in which something was broken, of one link or (nil) of all.
@@ -348,6 +348,11 @@ func (w *world) leave(s *sidecar, then func()) {
 func (w *world) run() {
 	w.start = time.Now()
 	w.mu.Lock()
+	broker := w.hub.PubSub()
+	for _, g := range w.cfg.groups { // which are not new: the broker keeps everything for them
+		broker.Consumed(topic, g, 0, 0)
+	}
+	_ = broker.Close(context.Background())
 	for range w.cfg.sidecars {
 		w.open("")
 	}
@@ -369,6 +374,7 @@ func (w *world) heal() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.healed = true
+	close(w.peace)
 	w.note(everywhere, "", "all faults end")
 	if len(w.sidecars) == 0 {
 		w.open("")
@@ -455,6 +461,7 @@ func simulate(t *testing.T, w *world) {
 	c.Partitions, c.SessionTTL, c.History = w.cfg.parts, w.cfg.ttl, w.cfg.history
 	w.hub = memory.NewHub(c)
 	w.checks = map[string]int{}
+	w.peace = make(chan struct{})
 	w.judge = newJudge(w)
 	w.run()
 }
