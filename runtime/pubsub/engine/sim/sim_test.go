@@ -22,6 +22,8 @@ var (
 	seedsFlag  = flag.Int("seeds", 0, "how many histories to run; 0 means MECHA_SIM_SEEDS, or as many as the time allows")
 	themeFlag  = flag.String("theme", "", "only histories of this theme")
 	showFlag   = flag.Int("show", 3, "how many violated histories to print")
+	wholeFlag  = flag.Bool("whole", false, "print what happened to other keys of the partition too")
+	linesFlag  = flag.Int("lines", 60, "how many events to print of a violated history")
 	untilFlag  = flag.Bool("until", false, "end at the first history that is violated")
 	budgetFlag = flag.Duration("budget", 25*time.Second, "how long to go on with histories when their number is not given")
 )
@@ -96,7 +98,7 @@ func TestHistories(t *testing.T) {
 		if bad++; bad <= *showFlag {
 			v := w.broken[0]
 			t.Errorf("SIM VIOLATED %s seed %d theme %s: %s\n%s\nrepeat it with: go test ./runtime/pubsub/engine/sim -run TestHistories -seed %d -count 5",
-				v.inv, seed, w.cfg.theme, v.text, w.story(v, 60), seed)
+				v.inv, seed, w.cfg.theme, v.text, w.story(v, *linesFlag), seed)
 		}
 		if *untilFlag {
 			break

@@ -92,7 +92,7 @@ func (w *world) violate(inv string, part int32, key, format string, args ...any)
 func (w *world) story(v violation, most int) string {
 	var lines []string
 	for _, l := range w.trace {
-		if l.part != everywhere && (l.part != v.part || l.key != "" && v.key != "" && l.key != v.key) || l.at > v.at {
+		if l.part != everywhere && (l.part != v.part || !*wholeFlag && l.key != "" && v.key != "" && l.key != v.key) || l.at > v.at {
 			continue
 		}
 		lines = append(lines, fmt.Sprintf("  %8.3fs  %s", l.at.Seconds(), fmt.Sprintf(l.format, l.args...)))
