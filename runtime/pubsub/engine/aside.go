@@ -17,6 +17,7 @@ const (
 	metaOriginTime = "mecha-origin-time" // when the broker accepted that, RFC 3339
 	metaFailed     = "mecha-failed"      // how often it was delivered in vain
 	metaReason     = "mecha-reason"      // why it was set aside
+	metaEpoch      = "mecha-epoch"       // of the owner that parked it
 	metaDeadLetter = "mecha-dead-letter" // the topic it comes from
 )
 
@@ -91,6 +92,11 @@ func (c *Consumer) copyOf(cp copied) (block.LogRecord, error) {
 	// A copy whose answer was lost, or that a former owner made, is recognised while the broker remembers.
 	out.ID = c.opts.Group + "/" + origin
 	if cp.a.Remedy == RemedyPark {
+		// In the park log order counts, and a copy of a former owner may be before what this one parked
+		// already: each owner makes its own.
+		epoch := strconv.FormatUint(cp.o.epoch, 10)
+		out.ID += "/" + epoch
+		out.Metadata[metaEpoch] = epoch
 		out.Topic, out.Partition = parkLog(c.opts.Group, r.Topic), r.Partition
 		c.keepParked(cp.o, out.Topic)
 		return out, nil

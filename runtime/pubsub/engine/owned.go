@@ -35,22 +35,22 @@ type owned struct {
 	credited   bool
 	credit     credit
 	paused     bool
-	assignment uint64                   // of its Revoking
-	deadline   time.Time                // of its Revoking
-	starved    bool                     // in Consumer.starved
-	keeps      bool                     // the broker knows that what is parked is to be kept
-	drained    bool                     // of an old generation, and the group knows that it is read to its end
-	committed  uint64                   // watermark of the last commit
-	end        uint64                   // greater than the position of the newest record, as far as known
-	tasks      []func()                 // for the reader's goroutine to do
-	interrupt  func()                   // ends the reader's wait
-	returns    map[string]chan struct{} // of keys that come back from the park log: one slot, there may be room
+	assignment uint64               // of its Revoking
+	deadline   time.Time            // of its Revoking
+	starved    bool                 // in Consumer.starved
+	keeps      bool                 // the broker knows that what is parked is to be kept
+	drained    bool                 // of an old generation, and the group knows that it is read to its end
+	committed  uint64               // watermark of the last commit
+	end        uint64               // greater than the position of the newest record, as far as known
+	tasks      []func()             // for the reader's goroutine to do
+	interrupt  func()               // ends the reader's wait
+	returns    map[string]*comeback // keys that come back from the park log
 
 	moved chan struct{} // one slot: the reader may go on
 }
 
 func newOwned(c *Consumer, cl group.Claim) *owned {
-	o := &owned{c: c, part: cl.Part, epoch: cl.Epoch, moved: make(chan struct{}, 1), interrupt: func() {}, returns: map[string]chan struct{}{}}
+	o := &owned{c: c, part: cl.Part, epoch: cl.Epoch, moved: make(chan struct{}, 1), interrupt: func() {}, returns: map[string]*comeback{}}
 	o.ctx, o.stop = context.WithCancel(c.life)
 	return o
 }
@@ -335,8 +335,8 @@ func (o *owned) change(f func()) {
 		signal(c.copies)
 	}
 	signal(o.moved)
-	for _, ch := range o.returns {
-		signal(ch)
+	for _, b := range o.returns {
+		signal(b.more)
 	}
 	if n2 < n { // something came back: there is room
 		o.list()

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/mecha-project/mecha/components/block"
@@ -14,21 +13,31 @@ import (
 	"github.com/mecha-project/mecha/runtime/pubsub/lane"
 )
 
-// unpark brings a parked key back; done is called when nothing more is to come. c.mu is held.
+// comeback is a parked key on its way back.
+type comeback struct {
+	more  chan struct{} // one slot: there may be room
+	again []func()      // guarded by Consumer.mu: who asked for it meanwhile
+}
+
+// unpark brings a parked key back; done is called when nothing more is to come, with c.mu held. c.mu is held.
 func (o *owned) unpark(key string, done func()) {
-	k, ok := o.lane.Unpark(key)
-	if !ok {
-		if o.returns[key] == nil {
-			done() // it is not parked
-		}
+	if b := o.returns[key]; b != nil {
+		// The one under way may have been given up: its first message failed again. Two at a time would
+		// take each other's end for their own.
+		b.again = append(b.again, done)
 		return
 	}
-	more := make(chan struct{}, 1)
-	o.returns[key] = more
+	k, ok := o.lane.Unpark(key)
+	if !ok {
+		done() // it is not parked
+		return
+	}
+	b := &comeback{more: make(chan struct{}, 1)}
+	o.returns[key] = b
 	o.c.work.Go(func() {
 		pause := 200 * time.Millisecond
 		for {
-			over, err := o.bringBack(k, more)
+			over, err := o.bringBack(k, b.more)
 			if over {
 				break
 			}
@@ -41,9 +50,15 @@ func (o *owned) unpark(key string, done func()) {
 			pause = min(2*pause, 5*time.Second)
 		}
 		o.c.mu.Lock()
+		defer o.c.mu.Unlock()
 		delete(o.returns, key)
-		o.c.mu.Unlock()
+		if o.phase == gone {
+			return
+		}
 		done()
+		for _, asked := range b.again {
+			o.unpark(key, asked)
+		}
 	})
 }
 
@@ -121,13 +136,19 @@ func (o *owned) replay(r *block.LogRecord) {
 	if t, err := time.Parse(time.RFC3339Nano, rec.Metadata[metaOriginTime]); err == nil {
 		rec.Time = t
 	}
-	for _, name := range []string{metaOrigin, metaOriginTime, metaFailed, metaReason} {
+	own := rec.Metadata[metaEpoch] == strconv.FormatUint(o.epoch, 10)
+	for _, name := range []string{metaOrigin, metaOriginTime, metaFailed, metaReason, metaEpoch} {
 		delete(rec.Metadata, name)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if o.phase != gone {
-		o.change(func() { o.lane.Replay(rec, r.Position) })
+		o.change(func() {
+			if own {
+				o.lane.Copied(position, r.Position)
+			}
+			o.lane.Replay(rec, r.Position)
+		})
 		o.list()
 	}
 }
@@ -144,17 +165,16 @@ func (o *owned) replayEnd(key string) (over bool) {
 }
 
 // seek moves the partition: the app loses it, and gets it back in a later epoch from the new place on. It is
-// called by the reader's goroutine.
-func (o *owned) seek(to Place) {
+// called by the reader's goroutine. moved is false when the partition is about to be another's.
+func (o *owned) seek(to Place) (moved bool, err error) {
 	position, err := o.place(to)
 	if err != nil {
-		o.c.report(err, "a partition could not be moved", "partition", o.part.String())
-		return
+		return false, err
 	}
 	o.c.mu.Lock()
 	defer o.c.mu.Unlock()
 	if o.phase != owning {
-		return
+		return false, nil
 	}
 	progress := moveTo(position, o.lane.Parked())
 	if o.told {
@@ -162,6 +182,53 @@ func (o *owned) seek(to Place) {
 	}
 	o.drop()
 	o.c.seat.Release(o.part, progress)
+	return true, nil
+}
+
+// seekAgain is the pause after a seek that failed.
+const seekAgain = 200 * time.Millisecond
+
+// seekSoon moves the partition, and does not give up while it is the consumer's.
+func (o *owned) seekSoon(to Place, then func()) {
+	moved, err := o.seek(to)
+	switch {
+	case moved:
+		then()
+	case err != nil && o.ctx.Err() == nil:
+		o.c.report(err, "a partition could not be moved and it is tried again", "partition", o.part.String())
+		o.c.work.Go(func() {
+			if wait(o.ctx, seekAgain) {
+				o.c.mu.Lock()
+				defer o.c.mu.Unlock()
+				o.do(func() { o.seekSoon(to, then) })
+			}
+		})
+	}
+}
+
+// obeySeek carries out a reset. It is done when the partition was moved: a crash before that is no
+// reason to forget it, and after one it may be carried out twice.
+func (o *owned) obeySeek(cmd group.Command, what order) {
+	o.seekSoon(*what.Seek, func() {
+		c := o.c
+		if len(what.Unpark)+len(what.Drop) == 0 {
+			c.seat.Done(o.part, cmd)
+			return
+		}
+		// The rest is for the next epoch.
+		err := c.e.ask(c.life, c.opts.Group, o.part, func(now *order) {
+			if now.Seek != nil && now.Seek.equal(*what.Seek) {
+				now.Seek = nil
+			}
+		})
+		if err != nil && c.life.Err() == nil {
+			c.report(err, "a command that was carried out could not be taken back", "partition", o.part.String())
+		}
+	})
+}
+
+func (p Place) equal(o Place) bool {
+	return p.Kind == o.Kind && p.Position == o.Position && p.Time.Equal(o.Time)
 }
 
 // order is what an administrator asks of a partition: the body of a group.Command.
@@ -180,8 +247,7 @@ func (o *owned) obey(cmd group.Command) {
 		return
 	}
 	if what.Seek != nil {
-		o.c.seat.Done(o.part, cmd)
-		o.seek(*what.Seek)
+		o.obeySeek(cmd, what)
 		return
 	}
 	o.c.mu.Lock()
@@ -197,11 +263,8 @@ func (o *owned) obey(cmd group.Command) {
 	if left == 0 {
 		o.c.seat.Done(o.part, cmd)
 	}
-	var mu sync.Mutex
 	for _, key := range what.Unpark {
 		o.unpark(key, func() {
-			mu.Lock()
-			defer mu.Unlock()
 			if left--; left == 0 {
 				o.c.seat.Done(o.part, cmd)
 			}

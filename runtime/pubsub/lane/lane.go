@@ -103,6 +103,7 @@ type Lane struct {
 	gaps     map[string]struct{} // keys whose next message tells of a gap
 	parked   map[string]*parked  // keys set aside
 	replays  map[uint64]*entry   // parked messages that are back, by position
+	early    map[uint64]struct{} // set aside, with a copy that was seen before Done
 	parkedTo uint64              // greater than any position of the park log seen
 
 	resolvedBefore ranges // what the last owner had resolved, beyond its watermark
@@ -126,7 +127,7 @@ const maxGaps = 4096
 // one whose position is at least p.Watermark.
 func New(opts Options, p Progress) *Lane {
 	l := &Lane{opts: opts, keys: map[string]*chain{}, gaps: map[string]struct{}{}, parked: map[string]*parked{}, replays: map[uint64]*entry{},
-		resolvedBefore: p.Resolved, tries: map[uint64]int{}}
+		early: map[uint64]struct{}{}, resolvedBefore: p.Resolved, tries: map[uint64]int{}}
 	l.window.next = p.Watermark
 	for _, k := range p.Parked {
 		l.parked[k.Key] = &parked{ParkedKey: k}
@@ -266,7 +267,9 @@ func (l *Lane) wake(now time.Time) {
 	for e := l.held.top(); e != nil && !now.Before(e.due); e = l.held.top() {
 		l.held.pop()
 		if e.remedy != RemedyRetry { // a copy is tried again
-			l.asides.push(e)
+			if e.state == setAside {
+				l.asides.push(e)
+			}
 			continue
 		}
 		l.urgent.push(e)

@@ -86,6 +86,10 @@ func (l *Lane) Asides() []Aside {
 	}
 	out := make([]Aside, 0, l.asides.n)
 	for e := l.asides.pop(); e != nil; e = l.asides.pop() {
+		if e.state != setAside {
+			continue // its copy was seen
+		}
+		e.flying = true
 		out = append(out, Aside{Remedy: e.remedy, Record: e.rec, Failed: e.attempts, Reason: e.reason})
 	}
 	return out
@@ -94,23 +98,33 @@ func (l *Lane) Asides() []Aside {
 // Done says that the copy of a record is safe, at copied in the park log, or that it failed and is to be
 // tried again.
 func (l *Lane) Done(now time.Time, position, copied uint64, err error) {
+	if _, seen := l.early[position]; seen {
+		delete(l.early, position)
+		return
+	}
 	e := l.at(position)
 	if e == nil || e.state != setAside {
 		return
 	}
+	e.flying = false
 	if err != nil {
 		e.due = now.Add(l.opts.Backoff(1))
 		l.held.push(e)
 		return
 	}
+	l.copied(e, copied)
+}
+
+// copied is done with an entry whose copy is safe.
+func (l *Lane) copied(e *entry, at uint64) {
 	l.setting--
 	remedy := e.remedy
 	if remedy == RemedyPark {
 		if p := l.parked[e.rec.Key]; p != nil {
 			p.Count++
-			l.parkedTo = max(l.parkedTo, copied+1)
-			if p.From == 0 && copied != 0 {
-				p.From = copied
+			l.parkedTo = max(l.parkedTo, at+1)
+			if p.From == 0 && at != 0 {
+				p.From = at
 			}
 		}
 	}
@@ -199,18 +213,34 @@ func (l *Lane) ReplayRoom(key string) int {
 	return maxReplays - n
 }
 
+// Copied says that a copy this lane asked for was seen in the park log, at a position there: it is safe,
+// although Done was not called yet.
+func (l *Lane) Copied(position, at uint64) {
+	if e := l.window.find(position); e != nil && e.state == setAside && e.remedy == RemedyPark {
+		if e.flying {
+			l.early[position] = struct{}{}
+		}
+		l.copied(e, at)
+	}
+}
+
 // Replay brings a parked message back. rec is as it was in the partition, at is where it is in the park log.
+// One that is not resolved here was copied by an owner whose end came before it could say so: it will be
+// copied again in its turn.
 func (l *Lane) Replay(rec block.LogRecord, at uint64) {
 	p := l.parked[rec.Key]
 	if p == nil || !p.replaying || rec.Position < p.Since || at < p.From || l.replays[rec.Position] != nil {
 		return // of an earlier time, or a copy made twice
+	}
+	if l.window.find(rec.Position) != nil || rec.Position >= l.window.next && !l.resolvedBefore.has(rec.Position) {
+		return
 	}
 	l.parkedTo = max(l.parkedTo, at+1)
 	e := &entry{rec: rec, replayed: true, parkedAt: at}
 	l.replays[rec.Position] = e
 	l.bytes += e.size()
 	if c := l.keys[rec.Key]; c != nil {
-		c.waiting.push(e)
+		c.waiting.insert(e)
 		return
 	}
 	l.keys[rec.Key] = &chain{}
