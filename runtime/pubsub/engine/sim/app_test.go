@@ -162,7 +162,7 @@ func (a *app) begin(v *view, part engine.Part, m *engine.Message) {
 	s := v.stays[pos]
 	r := a.w.roll(hashText(string(m.Data)), uint64(attempt), a.link.n)
 	d := 100*time.Microsecond + r.upTo(c.handler)
-	if r.chance(c.slow) {
+	if r.chance(c.slow) && !a.w.healed {
 		d += 10 * c.handler
 	}
 	if !a.w.healed && r.chance(c.stale) { // words that cannot count

@@ -84,6 +84,7 @@ type view struct {
 	assigned bool
 	revoking time.Time // when it was told
 	deadline time.Time
+	moved    bool   // by a seek: the app was told
 	over     string // why nothing may be delivered any more
 
 	acked   map[uint64]time.Time
@@ -412,7 +413,7 @@ func (j *judge) progressed(l *link, p *partOf, w *block.LedgerWrite) {
 
 // justify holds a progress against what happened.
 func (j *judge) justify(p *partOf, v *view, next *lane.Progress) {
-	moved := slices.Contains(p.seeks, next.Watermark) && len(next.Resolved) == 0
+	moved := v.moved && slices.Contains(p.seeks, next.Watermark) && len(next.Resolved) == 0
 	if moved {
 		p.skip = next.Watermark
 	}
@@ -426,7 +427,11 @@ func (j *judge) justify(p *partOf, v *view, next *lane.Progress) {
 			delete(p.done, r.pos)
 			delete(p.buried, r.pos)
 		case was && !is:
-			j.w.violate("I5", p.id, r.key, "%s: %s at %d was resolved and is not any more, epoch %d", p, r.id, r.pos, v.epoch)
+			inv := "I5"
+			if len(p.seeks) == 0 && j.w.sought {
+				inv = "I13"
+			}
+			j.w.violate(inv, p.id, r.key, "%s: %s at %d was resolved and is not any more, epoch %d", p, r.id, r.pos, v.epoch)
 			return
 		case is && r.pos >= p.skip && !p.done[r.pos] && !p.maybe[r.pos] && !p.buried[r.pos] && !p.aside(next, r) && !(r.key != "" && p.given[r.key] && len(p.copies[r.pos]) > 0):
 			inv := "I5"
@@ -535,6 +540,7 @@ func (j *judge) lost(a *app, e engine.Lost) {
 		j.w.note(part.ID, "", "%s lost %s/%d: %s", a.name, a.group, part.ID, e.Reason)
 		if v := a.views[part.ID]; v != nil {
 			v.over = "the app lost it"
+			v.moved = strings.Contains(e.Reason, "moved to another position")
 			clear(v.open)
 			delete(a.views, part.ID)
 		}
@@ -591,7 +597,7 @@ func (j *judge) message(a *app, v *view, r *record, m *engine.Message) {
 			j.w.violate("I9", p.id, r.key, "%s at %d of %s comes again, epoch %d, though it was to be set aside", r.id, r.pos, p, v.epoch)
 		case m.Attempt <= last.attempt && len(p.copies[r.pos]) == 0:
 			j.w.violate("I2", p.id, r.key, "%s at %d of %s comes again, epoch %d, as attempt %d after %d", r.id, r.pos, p, v.epoch, m.Attempt, last.attempt)
-		case now.Sub(last.nacked) < last.pause:
+		case now.Sub(last.nacked) < last.pause && j.w.cfg.ordering != engine.OrderLoose: // which lets it wait behind another instead
 			j.w.violate("I2", p.id, r.key, "%s at %d of %s comes again %v after it failed, epoch %d, sooner than %v", r.id, r.pos, p, now.Sub(last.nacked), v.epoch, last.pause)
 		}
 	}

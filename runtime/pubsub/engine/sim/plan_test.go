@@ -338,6 +338,7 @@ func (w *world) seek(s *sidecar, a action) {
 		to = engine.Place{Kind: engine.AtPosition, Position: uint64(1 + a.n)}
 	}
 	w.check("I13")
+	w.sought = true
 	w.note(everywhere, "", "group g is moved to %v", to)
 	for id := range int32(w.cfg.parts) {
 		p := w.judge.part("g", id)

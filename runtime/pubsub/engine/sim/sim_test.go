@@ -24,6 +24,7 @@ var (
 	showFlag   = flag.Int("show", 3, "how many violated histories to print")
 	wholeFlag  = flag.Bool("whole", false, "print what happened to other keys of the partition too")
 	linesFlag  = flag.Int("lines", 60, "how many events to print of a violated history")
+	spinFlag   = flag.Duration("patience", 60*time.Second, "how long a history may take, in real time")
 	untilFlag  = flag.Bool("until", false, "end at the first history that is violated")
 	budgetFlag = flag.Duration("budget", 25*time.Second, "how long to go on with histories when their number is not given")
 )
@@ -45,7 +46,7 @@ func watchdog(stop <-chan struct{}) {
 		if now := running.Load(); now != last {
 			last, since = now, time.Now()
 		}
-		if time.Since(since) > 60*time.Second {
+		if time.Since(since) > *spinFlag {
 			fmt.Fprintf(os.Stderr, "SIM SPINS: seed %d does not end\n", last)
 			debug.SetTraceback("all")
 			panic(fmt.Sprintf("the history of seed %d does not end: -seed %d repeats it", last, last))

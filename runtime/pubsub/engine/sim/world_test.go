@@ -29,6 +29,7 @@ type world struct {
 	start      time.Time
 	links      uint64
 	healed     bool
+	sought     bool       // a group was moved
 	sidecars   []*sidecar // those that live
 	names      int
 	windows    []window
