@@ -96,7 +96,7 @@ func (o *owned) bringBack(k lane.ParkedKey, more <-chan struct{}) (over bool, er
 			return false, err
 		}
 		if from >= bounds[0].Next || bounds[0].First >= bounds[0].Next {
-			if o.replayEnd(k.Key) {
+			if o.replayEnd(k.Key, max(from, bounds[0].Next)) {
 				return true, nil
 			}
 			// Something is on its way to the park log.
@@ -153,13 +153,13 @@ func (o *owned) replay(r *block.LogRecord) {
 	}
 }
 
-func (o *owned) replayEnd(key string) (over bool) {
+func (o *owned) replayEnd(key string, upTo uint64) (over bool) {
 	o.c.mu.Lock()
 	defer o.c.mu.Unlock()
 	if o.phase == gone {
 		return true
 	}
-	o.change(func() { over = o.lane.ReplayEnd(key) })
+	o.change(func() { over = o.lane.ReplayEnd(key, upTo) })
 	o.list()
 	return over
 }

@@ -25,6 +25,7 @@ type ParkedKey struct {
 
 type parked struct {
 	ParkedKey
+	last      uint64 // position of the last copy this lane knows of
 	replaying bool
 	tail      bool // all that is in the park log is in the lane: newer messages wait here
 }
@@ -123,6 +124,7 @@ func (l *Lane) copied(e *entry, at uint64) {
 		if p := l.parked[e.rec.Key]; p != nil {
 			p.Count++
 			l.parkedTo = max(l.parkedTo, at+1)
+			p.last = max(p.last, at)
 			if p.From == 0 && at != 0 {
 				p.From = at
 			}
@@ -248,12 +250,16 @@ func (l *Lane) Replay(rec block.LogRecord, at uint64) {
 	l.urgent.push(e)
 }
 
-// ReplayEnd says that the end of the park log has been read. It reports whether the key's messages are all
-// in the lane: if not, some are on their way to the park log, and more is to be read.
-func (l *Lane) ReplayEnd(key string) bool {
+// ReplayEnd says that the park log has been read up to a position, and that this was its end a while ago. It
+// reports whether the key's messages are all in the lane: if not, some are on their way to the park log or
+// came to it meanwhile, and more is to be read.
+func (l *Lane) ReplayEnd(key string, upTo uint64) bool {
 	p := l.parked[key]
 	if p == nil || !p.replaying {
 		return true
+	}
+	if p.last >= upTo {
+		return false
 	}
 	c := l.keys[key]
 	if c == nil { // all of it is resolved, and nothing waits
