@@ -70,6 +70,8 @@ type partOf struct {
 	buried   map[uint64]bool     // on the dead-letter topic
 	given    map[string]bool     // keys whose parked messages were dropped by an administrator
 	seeks    []uint64            // where it may be moved to
+	askedAt  time.Time           // when an administrator last asked to move it
+	movedAt  time.Time           // when it was last moved
 	skip     uint64              // what is appended below is passed over: it was moved beyond its end
 }
 
@@ -250,6 +252,12 @@ func (j *judge) ledger(l *link, w *block.LedgerWrite) {
 	case parts[0] == "group" && len(parts) == 5 && parts[2] == "owner" && parts[3] == topic:
 		id, _ := strconv.Atoi(parts[4])
 		j.ownerSet(l, j.part(parts[1], int32(id)), w)
+	case parts[0] == "group" && len(parts) == 5 && parts[2] == "command" && parts[3] == topic:
+		id, _ := strconv.Atoi(parts[4])
+		j.w.note(int32(id), "", "%s writes the command of %s/%d: %s", l.name, parts[1], id, w.Value)
+		if strings.Contains(string(w.Value), `"seek"`) {
+			j.part(parts[1], int32(id)).askedAt = time.Now()
+		}
 	}
 }
 
@@ -338,6 +346,16 @@ func (j *judge) yielded(l *link, p *partOf, epoch uint64) {
 	if len(p.seeks) > 0 {
 		return
 	}
+	if c := &j.w.cfg; !v.revoking.IsZero() && c.hold == 0 && c.never == 0 && j.w.quiet(v.revoking.Add(-2*c.ttl), time.Now()) {
+		j.w.check("I10")
+		since := v.revoking
+		if v.last.After(since) {
+			since = v.last
+		}
+		if d := time.Since(since); d > handOver {
+			j.w.violate("I10", p.id, "", "%s is given up %v after it was asked for and its app was done", p, d)
+		}
+	}
 	for pos := range v.acked {
 		j.w.check("I6")
 		if !resolved(&p.progress, pos) {
@@ -415,7 +433,7 @@ func (j *judge) progressed(l *link, p *partOf, w *block.LedgerWrite) {
 func (j *judge) justify(p *partOf, v *view, next *lane.Progress) {
 	moved := v.moved && slices.Contains(p.seeks, next.Watermark) && len(next.Resolved) == 0
 	if moved {
-		p.skip = next.Watermark
+		p.skip, p.movedAt = next.Watermark, time.Now()
 	}
 	for _, r := range j.logs[p.id] {
 		was, is := resolved(&p.progress, r.pos), resolved(next, r.pos)
@@ -478,8 +496,11 @@ func (j *judge) succession(old *view, next seatOf) {
 			j.w.violate("I10", p.id, "", "%s found its next owner %v after %s was killed, and the TTL is %v", p, d, old.who.seat, j.w.cfg.ttl)
 		}
 	}
-	if p.free && now.Sub(p.freeAt) > handOver && j.w.calm(p.freeAt.Add(-2*j.w.cfg.ttl), now, time.Time{}) && j.w.othersSince(p.group, p.freeAt) && j.w.generation(p.id) == 0 {
-		j.w.violate("I10", p.id, "", "%s was free for %v", p, now.Sub(p.freeAt))
+	if p.free && j.w.quiet(p.freeAt.Add(-2*j.w.cfg.ttl), now) && j.w.othersSince(p.group, p.freeAt) && j.w.generation(p.id) == 0 {
+		j.w.check("I10")
+		if now.Sub(p.freeAt) > handOver {
+			j.w.violate("I10", p.id, "", "%s was free for %v", p, now.Sub(p.freeAt))
+		}
 	}
 }
 
@@ -856,6 +877,10 @@ func (j *judge) left(group string) (n int, first string) {
 			}
 		}
 		n += len(p.progress.Parked)
+		if p.askedAt.After(p.movedAt) {
+			n++
+			first = fmt.Sprintf("%s is not moved, as was asked %v ago", p, time.Since(p.askedAt))
+		}
 		if first == "" && len(p.progress.Parked) > 0 {
 			first = fmt.Sprintf("parked keys %v of %s", p.progress.Parked, p)
 		}

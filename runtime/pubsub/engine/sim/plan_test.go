@@ -109,7 +109,7 @@ type action struct {
 func (a action) String() string { return fmt.Sprintf("%v %s %d %v %d", a.at, a.what, a.who, a.d, a.n) }
 
 // themes are what histories are about; each seed has one.
-var themes = []string{"members", "members", "crash", "cut", "halt", "noise", "park", "dead", "order", "limits", "resize", "seek", "storm", "storm"}
+var themes = []string{"members", "members", "crash", "cut", "halt", "noise", "park", "dead", "order", "limits", "resize", "seek", "alone", "storm", "storm"}
 
 // plan makes the configuration of a seed.
 func plan(seed uint64) config {
@@ -183,7 +183,13 @@ func plan(seed uint64) config {
 		c.span = r.between(4*time.Second, 6*time.Second)
 		c.members(r, r.below(3), "join", "leave", "kill")
 		c.actions = append(c.actions, action{at: r.between(300*ms, 1200*ms), what: "resize", n: 1 + r.below(6)})
+	case "alone": // one thing happens, and how long it takes is judged
+		c.sidecars, c.fail, c.batch = 2+r.below(3), 0, false
+		c.members(r, 1, "kill", "kill", "leave", "join")
+		c.actions[0].at = r.between(2500*ms, 3000*ms)
+		c.span = 5 * time.Second
 	case "seek":
+		c.noise = []float64{0, 0, 0.1}[r.below(3)]
 		c.groups = []string{"g", "h"}
 		c.history = 1024
 		c.members(r, r.below(2), "join", "leave")

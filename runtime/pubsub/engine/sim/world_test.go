@@ -127,6 +127,11 @@ func (w *world) calm(from, to, but time.Time) bool {
 	})
 }
 
+// quiet tells that nothing was broken within a time, whoever came or left in order.
+func (w *world) quiet(from, to time.Time) bool {
+	return w.cfg.noise == 0 && !slices.ContainsFunc(w.windows, func(x window) bool { return !x.member && !x.from.After(to) && !x.to.Before(from) })
+}
+
 // othersSince tells whether the group has had a member since before a time that still lives.
 func (w *world) othersSince(group string, t time.Time) bool {
 	return slices.ContainsFunc(w.sidecars, func(s *sidecar) bool {
