@@ -256,7 +256,12 @@ func (j *judge) ledger(l *link, w *block.LedgerWrite) {
 		id, _ := strconv.Atoi(parts[4])
 		j.w.note(int32(id), "", "%s writes the command of %s/%d: %s", l.name, parts[1], id, w.Value)
 		if strings.Contains(string(w.Value), `"seek"`) {
-			j.part(parts[1], int32(id)).askedAt = time.Now()
+			p := j.part(parts[1], int32(id))
+			p.askedAt = time.Now()
+			j.w.check("I13")
+			if len(p.seeks) == 0 {
+				j.w.violate("I13", p.id, "", "%s is asked to move, and another group should", p)
+			}
 		}
 	}
 }
@@ -339,6 +344,9 @@ func (j *judge) yielded(l *link, p *partOf, epoch uint64) {
 	v := p.views[epoch]
 	if v == nil {
 		return
+	}
+	if v.moved && slices.Contains(p.seeks, p.progress.Watermark) {
+		p.movedAt = time.Now() // it was there already
 	}
 	if v.app != nil && v.over == "" && v.assigned {
 		j.w.violate("I4", p.id, "", "%s is given up, epoch %d, while its app owns it", p, epoch)
@@ -585,7 +593,7 @@ func (j *judge) delivered(a *app, d *engine.Deliver) {
 			return
 		}
 		j.w.check("I3")
-		if now := p.views[p.epoch]; p.epoch > d.Epoch && now.who.seat != v.who.seat {
+		if now := p.views[p.epoch]; p.epoch > d.Epoch && now.who.seat != v.who.seat && !a.m.replaced {
 			j.w.violate("I3", d.ID, m.Key, "%s delivers %s under epoch %d while %s owns it under %d", a.name, p, d.Epoch, now.who.seat, p.epoch)
 		}
 		r := j.at(d.ID, m.Position)

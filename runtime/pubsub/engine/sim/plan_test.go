@@ -183,6 +183,11 @@ func plan(seed uint64) config {
 		c.span = r.between(4*time.Second, 6*time.Second)
 		c.members(r, r.below(3), "join", "leave", "kill")
 		c.actions = append(c.actions, action{at: r.between(300*ms, 1200*ms), what: "resize", n: 1 + r.below(6)})
+		if r.chance(0.5) { // something is left to do in the old partitions
+			c.poison = map[string]bool{"k0": true}
+		} else {
+			c.fail, c.retry.First, c.retry.Max = 0.4, r.between(100*ms, 800*ms), time.Second
+		}
 	case "alone": // one thing happens, and how long it takes is judged
 		c.sidecars, c.fail, c.batch = 2+r.below(3), 0, false
 		c.members(r, 1, "kill", "kill", "leave", "join")
@@ -270,7 +275,7 @@ func (w *world) act(a action) {
 		w.hurt(s.link, a.d)
 		w.event(s.link)
 		for _, m := range s.members {
-			m.leaving = true
+			m.leaving, m.replaced = true, true
 		}
 		w.open(s.name)
 		w.pending.Go(func() {

@@ -223,13 +223,14 @@ type sidecar struct {
 
 // member is a consumer that is started again when it ends.
 type member struct {
-	s       *sidecar
-	group   string
-	app     *app // guarded by world.mu
-	leaving bool // guarded by world.mu
-	since   time.Time
-	stop    context.CancelFunc
-	done    chan struct{}
+	s        *sidecar
+	group    string
+	app      *app // guarded by world.mu
+	leaving  bool // guarded by world.mu
+	replaced bool // guarded by world.mu; another has its name, and its partitions: it may not know yet
+	since    time.Time
+	stop     context.CancelFunc
+	done     chan struct{}
 }
 
 var silence = slog.New(slog.DiscardHandler)
@@ -436,6 +437,11 @@ func (w *world) drain() {
 // stuck is where something is not resolved.
 func (w *world) stuck() (int32, string) {
 	for _, g := range w.cfg.groups {
+		for id := range w.judge.parts[g] {
+			if p := w.judge.part(g, id); p.askedAt.After(p.movedAt) {
+				return id, ""
+			}
+		}
 		for id, log := range w.judge.logs {
 			p := w.judge.part(g, id)
 			for _, r := range log {
