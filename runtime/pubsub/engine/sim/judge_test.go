@@ -28,6 +28,7 @@ type record struct {
 	pos  uint64
 	id   string
 	key  string
+	at   time.Time
 	late bool // appended to a partition that was closed already
 
 	before []*record // those of its key in other partitions that were answered before it was sent
@@ -84,6 +85,7 @@ type view struct {
 	fresh    bool
 	app      *app
 	assigned bool
+	since    time.Time // when it was assigned
 	revoking time.Time // when it was told
 	deadline time.Time
 	moved    bool   // by a seek: the app was told
@@ -207,7 +209,7 @@ func origin(r *block.LogRecord) (uint64, bool) {
 
 func (j *judge) published(r *block.LogRecord, pos uint64, atomic bool) {
 	m := j.pubs[string(r.Data)]
-	rec := &record{part: r.Partition, pos: pos, id: string(r.Data), key: r.Key, late: r.Partition < j.opened}
+	rec := &record{part: r.Partition, pos: pos, id: string(r.Data), key: r.Key, at: time.Now(), late: r.Partition < j.opened}
 	log := j.logs[r.Partition]
 	if len(log) > 0 && log[len(log)-1].pos >= pos {
 		panic("positions of the broker do not grow")
@@ -539,7 +541,7 @@ func (j *judge) assigned(a *app, e engine.Assigned) {
 		if v.assigned {
 			j.w.violate("I3", ap.ID, "", "%s is assigned twice under epoch %d", p, ap.Epoch)
 		}
-		v.assigned, v.app = true, a
+		v.assigned, v.app, v.since = true, a, time.Now()
 		a.views[ap.ID] = v
 		if ap.Next != v.start.Watermark {
 			j.w.violate("I5", ap.ID, "", "%s is told that %s goes on at %d, and %d is committed", a.name, p, ap.Next, v.start.Watermark)
@@ -632,6 +634,9 @@ func (j *judge) message(a *app, v *view, r *record, m *engine.Message) {
 	}
 	j.order(v, r, s)
 	j.window(v, r)
+	if last == nil {
+		j.punctual(v, r)
+	}
 	v.open[r.pos], v.stays[r.pos] = s, s
 	a.received++
 }
@@ -730,6 +735,59 @@ func (j *judge) window(v *view, r *record) {
 		}
 	}
 	j.w.check("I8")
+}
+
+// promptly is how soon a message is delivered that nothing keeps back, in histories of the theme
+// blocked.
+const promptly = 250 * time.Millisecond
+
+// punctual is the rest of I8: while a key is blocked the others go on.
+func (j *judge) punctual(v *view, r *record) {
+	if j.w.cfg.theme != "blocked" || j.w.healed || j.w.cfg.poison[r.key] {
+		return
+	}
+	since, blocked, n := r.at, false, 0
+	if v.since.After(since) {
+		since = v.since
+	}
+	for _, o := range j.logs[v.p.id] {
+		if o.pos >= r.pos {
+			break
+		}
+		if at, ok := v.acked[o.pos]; o.key == r.key && r.key != "" && (!ok || at.After(since)) {
+			if !ok {
+				return // it has to wait for that
+			}
+			since = at
+		}
+		if blocked = blocked || j.w.cfg.poison[o.key]; blocked {
+			n++
+		}
+	}
+	if !blocked || n >= j.w.cfg.limits.Window {
+		return
+	}
+	j.w.check("I8")
+	if d := time.Since(since); d > promptly {
+		j.w.violate("I8", v.p.id, r.key, "%s at %d of %s waits for %v, and only other keys are blocked", r.id, r.pos, v.p, d)
+	}
+}
+
+// held judges what was not delivered while a key was blocked.
+func (j *judge) held() {
+	for _, parts := range j.parts {
+		for _, p := range parts {
+			v := p.views[p.epoch]
+			if v == nil || !v.assigned {
+				continue
+			}
+			for _, r := range j.logs[p.id] {
+				if v.stays[r.pos] == nil && !v.settled(r, false) {
+					j.punctual(v, r)
+				}
+			}
+		}
+	}
 }
 
 // expire takes back what stayed at the app too long.

@@ -109,7 +109,7 @@ type action struct {
 func (a action) String() string { return fmt.Sprintf("%v %s %d %v %d", a.at, a.what, a.who, a.d, a.n) }
 
 // themes are what histories are about; each seed has one.
-var themes = []string{"members", "members", "crash", "cut", "halt", "noise", "park", "dead", "order", "limits", "resize", "seek", "alone", "storm", "storm"}
+var themes = []string{"members", "members", "crash", "cut", "halt", "noise", "park", "dead", "order", "limits", "resize", "seek", "alone", "blocked", "storm", "storm"}
 
 // plan makes the configuration of a seed.
 func plan(seed uint64) config {
@@ -188,6 +188,11 @@ func plan(seed uint64) config {
 		} else {
 			c.fail, c.retry.First, c.retry.Max = 0.4, r.between(100*ms, 800*ms), time.Second
 		}
+	case "blocked": // a key fails all the time, and nothing else is wrong
+		c.ordering, c.credited, c.fail, c.batch, c.slow = engine.OrderKey, false, 0, false, 0
+		c.keys, c.perKey, c.handler, c.poison = 2+r.below(4), 10+r.below(20), r.between(ms, 10*ms), map[string]bool{"k0": true}
+		c.retry.First, c.retry.Max = r.between(400*ms, 1000*ms), time.Second
+		c.limits = engine.Limits{Window: 4 + r.below(60)}
 	case "alone": // one thing happens, and how long it takes is judged
 		c.sidecars, c.fail, c.batch = 2+r.below(3), 0, false
 		c.members(r, 1, "kill", "kill", "leave", "join")

@@ -380,6 +380,7 @@ func (w *world) run() {
 func (w *world) heal() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.judge.held()
 	w.healed = true
 	close(w.peace)
 	w.note(everywhere, "", "all faults end")
