@@ -17,6 +17,7 @@ const (
 	metaOriginTime = "mecha-origin-time" // when the broker accepted that, RFC 3339
 	metaFailed     = "mecha-failed"      // how often it was delivered in vain
 	metaReason     = "mecha-reason"      // why it was set aside
+	metaEpoch      = "mecha-epoch"       // of the owner that parked it
 	metaDeadLetter = "mecha-dead-letter" // the topic it comes from
 )
 
@@ -91,7 +92,13 @@ func (c *Consumer) copyOf(cp copied) (block.LogRecord, error) {
 	// A copy whose answer was lost, or that a former owner made, is recognised while the broker remembers.
 	out.ID = c.opts.Group + "/" + origin
 	if cp.a.Remedy == RemedyPark {
+		// In the park log order counts, and a copy of a former owner may be before what this one parked
+		// already: each owner makes its own.
+		epoch := strconv.FormatUint(cp.o.epoch, 10)
+		out.ID += "/" + epoch
+		out.Metadata[metaEpoch] = epoch
 		out.Topic, out.Partition = parkLog(c.opts.Group, r.Topic), r.Partition
+		c.keepParked(cp.o, out.Topic)
 		return out, nil
 	}
 	out.Metadata[metaDeadLetter] = r.Topic
@@ -107,6 +114,16 @@ func (c *Consumer) copyOf(cp copied) (block.LogRecord, error) {
 		out.Partition = at.First + int32(spread(r.Position)%uint32(at.Count))
 	}
 	return out, nil
+}
+
+// keepParked has a broker that keeps what is not consumed keep what is parked, before the first of it is there.
+func (c *Consumer) keepParked(o *owned, parkTopic string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if keeper, ok := block.As[block.LogKeeper](c.e.log); ok && !o.keeps && o.phase != gone {
+		o.keeps = true
+		keeper.Consumed(parkTopic, c.opts.Group, o.part.ID, o.lane.ParkedFrom())
+	}
 }
 
 // deadLetterTopic is where messages of a topic go that are given up.

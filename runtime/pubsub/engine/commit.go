@@ -43,12 +43,13 @@ func (c *Consumer) commitLoop() {
 func (c *Consumer) commit() {
 	var list []*owned
 	var progress []group.Progress
-	var marks []uint64
+	var marks, parked []uint64
 	c.mu.Lock()
 	for _, o := range c.owned {
 		if o.lane != nil && o.lane.Dirty() {
 			list = append(list, o)
 			marks = append(marks, o.lane.Watermark())
+			parked = append(parked, o.lane.ParkedFrom())
 			progress = append(progress, group.Progress{Part: o.part, Body: o.lane.TakeProgress()})
 		}
 	}
@@ -71,6 +72,9 @@ func (c *Consumer) commit() {
 			o.committed = max(o.committed, marks[i])
 			if keeps {
 				keeper.Consumed(o.part.Topic, c.opts.Group, o.part.ID, marks[i])
+				if parked[i] > 0 {
+					keeper.Consumed(parkLog(c.opts.Group, o.part.Topic), c.opts.Group, o.part.ID, parked[i])
+				}
 			}
 			if o.lane.Hungry() { // a progress record that was too long may fit again
 				o.list()

@@ -676,7 +676,7 @@ func (c *Consumer) Control(ct Control) error {
 			}
 		}
 		if ct.Seek != nil {
-			o.do(func() { o.seek(*ct.Seek) })
+			o.do(func() { o.seekSoon(*ct.Seek, func() {}) })
 		}
 		o.list()
 	}

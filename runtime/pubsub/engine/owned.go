@@ -34,22 +34,23 @@ type owned struct {
 	listed     bool       // in Consumer.ready
 	credit     credit
 	paused     bool
-	assignment uint64                // of its Revoking
-	deadline   time.Time             // of its Revoking
-	starved    bool                  // in Consumer.starved
-	doubted    time.Time             // when to look again, after the group was not sure of it
-	drained    bool                  // of an old generation, and the group knows that it is read to its end
-	committed  uint64                // watermark of the last commit
-	end        uint64                // greater than the position of the newest record, as far as known
-	tasks      []func()              // for the reader's goroutine to do
-	interrupt  func()                // ends the reader's wait
-	returns    map[string]*returning // of keys that come back from the park log
+	assignment uint64               // of its Revoking
+	deadline   time.Time            // of its Revoking
+	starved    bool                 // in Consumer.starved
+	doubted    time.Time            // when to look again, after the group was not sure of it
+	keeps      bool                 // the broker knows that what is parked is to be kept
+	drained    bool                 // of an old generation, and the group knows that it is read to its end
+	committed  uint64               // watermark of the last commit
+	end        uint64               // greater than the position of the newest record, as far as known
+	tasks      []func()             // for the reader's goroutine to do
+	interrupt  func()               // ends the reader's wait
+	returns    map[string]*comeback // keys that come back from the park log
 
 	moved chan struct{} // one slot: the reader may go on
 }
 
 func newOwned(c *Consumer, cl group.Claim) *owned {
-	o := &owned{c: c, part: cl.Part, epoch: cl.Epoch, moved: make(chan struct{}, 1), interrupt: func() {}, returns: map[string]*returning{}}
+	o := &owned{c: c, part: cl.Part, epoch: cl.Epoch, moved: make(chan struct{}, 1), interrupt: func() {}, returns: map[string]*comeback{}}
 	o.ctx, o.stop = context.WithCancel(c.life)
 	return o
 }
@@ -127,6 +128,9 @@ func (o *owned) open(progress []byte) (block.LogReader, error) {
 	}
 	if keeper, ok := block.As[block.LogKeeper](log); ok {
 		keeper.Consumed(o.part.Topic, c.opts.Group, o.part.ID, p.Watermark)
+		if from := o.lane.ParkedFrom(); from > 0 {
+			keeper.Consumed(parkLog(c.opts.Group, o.part.Topic), c.opts.Group, o.part.ID, from)
+		}
 	}
 	if o.phase == opening {
 		o.phase, o.told = owning, true
@@ -263,17 +267,17 @@ func (o *owned) due(now time.Time) time.Time {
 		if o.phase == gone {
 			return time.Time{}
 		}
+		if at := o.lane.Due(); !at.IsZero() && at.Before(o.deadline) {
+			return at
+		}
 		return o.deadline
 	case o.phase != owning:
 		return time.Time{}
 	}
-	at := o.lane.Due()
-	if !at.IsZero() && !now.Before(at) {
-		// Also when the app takes no more now: what is due must not be due for ever.
-		o.expire(now)
+	if o.expire(now) {
 		o.list()
-		at = o.lane.Due()
 	}
+	at := o.lane.Due()
 	if !o.doubted.IsZero() {
 		if !now.Before(o.doubted) {
 			o.doubted = time.Time{}
@@ -288,12 +292,15 @@ func (o *owned) due(now time.Time) time.Time {
 // doubtPause is when a partition is looked at again that was not to be delivered just then.
 const doubtPause = 50 * time.Millisecond
 
-// expire moves what is due on without delivering anything: repetitions may go next, messages that stayed at the
-// app too long have failed.
-func (o *owned) expire(now time.Time) {
-	if at := o.lane.Due(); !at.IsZero() && !now.Before(at) {
-		o.change(func() { o.lane.Next(now, nil, 0, 0) })
+// expire counts messages that stayed at the app too long as failed, and has repetitions take their place,
+// also while there is no room to deliver anything. It reports whether there was something to do.
+func (o *owned) expire(now time.Time) bool {
+	at := o.lane.Due()
+	if at.IsZero() || now.Before(at) {
+		return false
 	}
+	o.change(func() { o.lane.Next(now, nil, 0, 0) })
+	return true
 }
 
 // deliver takes what may go to the app now; nil when that is nothing. c.mu is held.
@@ -349,8 +356,8 @@ func (o *owned) change(f func()) {
 		signal(c.copies)
 	}
 	signal(o.moved)
-	for _, r := range o.returns {
-		signal(r.more)
+	for _, b := range o.returns {
+		signal(b.more)
 	}
 	if n2 < n { // something came back: there is room
 		o.list()

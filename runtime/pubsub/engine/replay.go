@@ -5,7 +5,6 @@ import (
 	"maps"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/mecha-project/mecha/components/block"
@@ -14,105 +13,95 @@ import (
 	"github.com/mecha-project/mecha/runtime/pubsub/lane"
 )
 
-// returning is a key on its way back from the park log.
-type returning struct {
-	key  string
-	more chan struct{} // one slot: the lane may have room, or something was copied
-	done []func()      // guarded by Consumer.mu; called when nothing more is to come
+// comeback is a parked key on its way back.
+type comeback struct {
+	more  chan struct{} // one slot: there may be room
+	again []func()      // guarded by Consumer.mu: who asked for it meanwhile
 }
 
-// unpark brings a parked key back; done is called when nothing more is to come. A key that failed again and is asked
-// for again gets a new returning: the one before ends by itself, and brings nothing any more. c.mu is held.
+// unpark brings a parked key back; done is called when nothing more is to come, with c.mu held. c.mu is held.
 func (o *owned) unpark(key string, done func()) {
+	if b := o.returns[key]; b != nil {
+		// The one under way may have been given up: its first message failed again. Two at a time would
+		// take each other's end for their own.
+		b.again = append(b.again, done)
+		return
+	}
 	k, ok := o.lane.Unpark(key)
 	if !ok {
-		if r := o.returns[key]; r != nil {
-			r.done = append(r.done, done)
-			return
-		}
 		done() // it is not parked
 		return
 	}
-	r := &returning{key: key, more: make(chan struct{}, 1), done: []func(){done}}
-	if before := o.returns[key]; before != nil {
-		signal(before.more)
-	}
-	o.returns[key] = r
-	o.c.work.Go(func() { o.comeBack(k, r) })
-}
-
-// comeBack is the life of a returning.
-func (o *owned) comeBack(k lane.ParkedKey, r *returning) {
-	pause := 200 * time.Millisecond
-	for {
-		over, err := o.bringBack(k, r)
-		if over {
-			break
+	b := &comeback{more: make(chan struct{}, 1)}
+	o.returns[key] = b
+	o.c.work.Go(func() {
+		pause := 200 * time.Millisecond
+		for {
+			over, err := o.bringBack(k, b.more)
+			if over {
+				break
+			}
+			if err != nil && o.ctx.Err() == nil {
+				o.c.report(err, "reading parked messages failed and is tried again", "partition", o.part.String(), "key", key)
+			}
+			if !wait(o.ctx, pause) {
+				return
+			}
+			pause = min(2*pause, 5*time.Second)
 		}
-		if err != nil && o.ctx.Err() == nil {
-			o.c.report(err, "reading parked messages failed and is tried again", "partition", o.part.String(), "key", r.key)
-		}
-		if !wait(o.ctx, pause) {
+		o.c.mu.Lock()
+		defer o.c.mu.Unlock()
+		delete(o.returns, key)
+		if o.phase == gone {
 			return
 		}
-		pause = min(2*pause, 5*time.Second)
-	}
-	o.c.mu.Lock()
-	if o.returns[r.key] == r {
-		delete(o.returns, r.key)
-	}
-	done := r.done
-	r.done = nil
-	o.c.mu.Unlock()
-	for _, f := range done {
-		f()
-	}
-}
-
-// room is how much of the key the lane takes; -1 when this returning is over. c.mu is not held.
-func (o *owned) returnRoom(r *returning) int {
-	o.c.mu.Lock()
-	defer o.c.mu.Unlock()
-	if o.phase == gone || o.returns[r.key] != r {
-		return -1
-	}
-	return o.lane.ReplayRoom(r.key)
+		done()
+		for _, asked := range b.again {
+			o.unpark(key, asked)
+		}
+	})
 }
 
 // bringBack reads the park log from a key's first message on and gives the lane what belongs to the key. over
 // is false when that is to be done again.
-func (o *owned) bringBack(k lane.ParkedKey, r *returning) (over bool, err error) {
-	log := o.c.e.log
-	topic := parkLog(o.c.opts.Group, o.part.Topic)
+func (o *owned) bringBack(k lane.ParkedKey, more <-chan struct{}) (over bool, err error) {
+	c := o.c
+	topic := parkLog(c.opts.Group, o.part.Topic)
 	from := max(1, k.From)
-	reader, err := log.OpenReader(o.ctx, topic, o.part.ID, from, block.ReadOptions{Messages: 64})
+	reader, err := c.e.log.OpenReader(o.ctx, topic, o.part.ID, from, block.ReadOptions{Messages: 64})
 	if err != nil {
 		return false, err
 	}
 	defer reader.Close()
 	for {
-		room := o.returnRoom(r)
+		c.mu.Lock()
+		room := -1
+		if o.phase != gone {
+			room = o.lane.ReplayRoom(k.Key)
+		}
+		c.mu.Unlock()
 		if room < 0 {
 			return true, nil
 		}
 		if room == 0 {
 			select {
-			case <-r.more:
+			case <-more:
 				continue
 			case <-o.ctx.Done():
 				return false, o.ctx.Err()
 			}
 		}
-		bounds, err := log.Bounds(o.ctx, topic, []int32{o.part.ID})
+		bounds, err := c.e.log.Bounds(o.ctx, topic, []int32{o.part.ID})
 		if err != nil {
 			return false, err
 		}
-		if b := bounds[0]; from >= b.Next || b.First >= b.Next {
-			if o.replayEnd(r, max(from, b.Next)) {
+		if from >= bounds[0].Next || bounds[0].First >= bounds[0].Next {
+			if o.replayEnd(k.Key, max(from, bounds[0].Next)) {
 				return true, nil
 			}
-			select { // something came to the park log since, or is on its way
-			case <-r.more:
+			// Something is on its way to the park log.
+			select {
+			case <-more:
 			case <-time.After(100 * time.Millisecond):
 			case <-o.ctx.Done():
 				return false, o.ctx.Err()
@@ -125,15 +114,15 @@ func (o *owned) bringBack(k lane.ParkedKey, r *returning) (over bool, err error)
 		}
 		for i := range recs {
 			from = recs[i].Position + 1
-			if recs[i].Key == r.key {
-				o.replay(r, &recs[i])
+			if recs[i].Key == k.Key {
+				o.replay(&recs[i])
 			}
 		}
 	}
 }
 
 // replay gives the lane a parked message as it was.
-func (o *owned) replay(ret *returning, r *block.LogRecord) {
+func (o *owned) replay(r *block.LogRecord) {
 	c := o.c
 	rec := *r
 	rec.Topic = o.part.Topic
@@ -147,41 +136,45 @@ func (o *owned) replay(ret *returning, r *block.LogRecord) {
 	if t, err := time.Parse(time.RFC3339Nano, rec.Metadata[metaOriginTime]); err == nil {
 		rec.Time = t
 	}
-	for _, name := range []string{metaOrigin, metaOriginTime, metaFailed, metaReason} {
+	own := rec.Metadata[metaEpoch] == strconv.FormatUint(o.epoch, 10)
+	for _, name := range []string{metaOrigin, metaOriginTime, metaFailed, metaReason, metaEpoch} {
 		delete(rec.Metadata, name)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if o.phase != gone && o.returns[ret.key] == ret {
-		o.change(func() { o.lane.Replay(rec, r.Position) })
+	if o.phase != gone {
+		o.change(func() {
+			if own {
+				o.lane.Copied(position, r.Position)
+			}
+			o.lane.Replay(rec, r.Position)
+		})
 		o.list()
 	}
 }
 
-// replayEnd tells the lane that the park log was read up to a position, where it ended.
-func (o *owned) replayEnd(r *returning, read uint64) (over bool) {
+func (o *owned) replayEnd(key string, upTo uint64) (over bool) {
 	o.c.mu.Lock()
 	defer o.c.mu.Unlock()
-	if o.phase == gone || o.returns[r.key] != r {
+	if o.phase == gone {
 		return true
 	}
-	o.change(func() { over = o.lane.ReplayEnd(r.key, read) })
+	o.change(func() { over = o.lane.ReplayEnd(key, upTo) })
 	o.list()
 	return over
 }
 
 // seek moves the partition: the app loses it, and gets it back in a later epoch from the new place on. It is
-// called by the reader's goroutine.
-func (o *owned) seek(to Place) {
+// called by the reader's goroutine. moved is false when the partition is about to be another's.
+func (o *owned) seek(to Place) (moved bool, err error) {
 	position, err := o.place(to)
 	if err != nil {
-		o.c.report(err, "a partition could not be moved", "partition", o.part.String())
-		return
+		return false, err
 	}
 	o.c.mu.Lock()
 	defer o.c.mu.Unlock()
 	if o.phase != owning {
-		return
+		return false, nil
 	}
 	progress := moveTo(position, o.lane.Parked())
 	if o.told {
@@ -189,6 +182,53 @@ func (o *owned) seek(to Place) {
 	}
 	o.drop()
 	o.c.seat.Release(o.part, progress)
+	return true, nil
+}
+
+// seekAgain is the pause after a seek that failed.
+const seekAgain = 200 * time.Millisecond
+
+// seekSoon moves the partition, and does not give up while it is the consumer's.
+func (o *owned) seekSoon(to Place, then func()) {
+	moved, err := o.seek(to)
+	switch {
+	case moved:
+		then()
+	case err != nil && o.ctx.Err() == nil:
+		o.c.report(err, "a partition could not be moved and it is tried again", "partition", o.part.String())
+		o.c.work.Go(func() {
+			if wait(o.ctx, seekAgain) {
+				o.c.mu.Lock()
+				defer o.c.mu.Unlock()
+				o.do(func() { o.seekSoon(to, then) })
+			}
+		})
+	}
+}
+
+// obeySeek carries out a reset. It is done when the partition was moved: a crash before that is no
+// reason to forget it, and after one it may be carried out twice.
+func (o *owned) obeySeek(cmd group.Command, what order) {
+	o.seekSoon(*what.Seek, func() {
+		c := o.c
+		if len(what.Unpark)+len(what.Drop) == 0 {
+			c.seat.Done(o.part, cmd)
+			return
+		}
+		// The rest is for the next epoch.
+		err := c.e.ask(c.life, c.opts.Group, o.part, func(now *order) {
+			if now.Seek != nil && now.Seek.equal(*what.Seek) {
+				now.Seek = nil
+			}
+		})
+		if err != nil && c.life.Err() == nil {
+			c.report(err, "a command that was carried out could not be taken back", "partition", o.part.String())
+		}
+	})
+}
+
+func (p Place) equal(o Place) bool {
+	return p.Kind == o.Kind && p.Position == o.Position && p.Time.Equal(o.Time)
 }
 
 // order is what an administrator asks of a partition: the body of a group.Command.
@@ -207,8 +247,7 @@ func (o *owned) obey(cmd group.Command) {
 		return
 	}
 	if what.Seek != nil {
-		o.c.seat.Done(o.part, cmd)
-		o.seek(*what.Seek)
+		o.obeySeek(cmd, what)
 		return
 	}
 	o.c.mu.Lock()
@@ -224,11 +263,8 @@ func (o *owned) obey(cmd group.Command) {
 	if left == 0 {
 		o.c.seat.Done(o.part, cmd)
 	}
-	var mu sync.Mutex
 	for _, key := range what.Unpark {
 		o.unpark(key, func() {
-			mu.Lock()
-			defer mu.Unlock()
 			if left--; left == 0 {
 				o.c.seat.Done(o.part, cmd)
 			}

@@ -99,10 +99,12 @@ type Lane struct {
 	setting int    // messages set aside whose copy is not done
 	out     list   // at the app, in the order of their deadlines
 
-	keys    map[string]*chain   // those with a message at the app, failed, or being set aside
-	gaps    map[string]struct{} // keys whose next message tells of a gap
-	parked  map[string]*parked  // keys set aside
-	replays map[uint64]*entry   // parked messages that are back, by position
+	keys     map[string]*chain   // those with a message at the app, failed, or being set aside
+	gaps     map[string]struct{} // keys whose next message tells of a gap
+	parked   map[string]*parked  // keys set aside
+	replays  map[uint64]*entry   // parked messages that are back, by position
+	early    map[uint64]struct{} // set aside, with a copy that was seen before Done
+	parkedTo uint64              // greater than any position of the park log seen
 
 	resolvedBefore ranges // what the last owner had resolved, beyond its watermark
 	tries          map[uint64]int
@@ -125,10 +127,11 @@ const maxGaps = 4096
 // one whose position is at least p.Watermark.
 func New(opts Options, p Progress) *Lane {
 	l := &Lane{opts: opts, keys: map[string]*chain{}, gaps: map[string]struct{}{}, parked: map[string]*parked{}, replays: map[uint64]*entry{},
-		resolvedBefore: p.Resolved, tries: map[uint64]int{}}
+		early: map[uint64]struct{}{}, resolvedBefore: p.Resolved, tries: map[uint64]int{}}
 	l.window.next = p.Watermark
 	for _, k := range p.Parked {
 		l.parked[k.Key] = &parked{ParkedKey: k}
+		l.parkedTo = max(l.parkedTo, k.From)
 	}
 	for _, t := range p.Tries {
 		l.tries[t.Position] = t.Count
@@ -264,7 +267,9 @@ func (l *Lane) wake(now time.Time) {
 	for e := l.held.top(); e != nil && !now.Before(e.due); e = l.held.top() {
 		l.held.pop()
 		if e.remedy != RemedyRetry { // a copy is tried again
-			l.asides.push(e)
+			if e.state == setAside {
+				l.asides.push(e)
+			}
 			continue
 		}
 		l.urgent.push(e)
@@ -404,12 +409,14 @@ func (l *Lane) fail(now time.Time, e *entry, r Remedy, delay time.Duration, reas
 		r = l.opts.Then
 	}
 	if l.opts.Ordering == OrderLoose && e.rec.Key != "" && !e.holds {
-		if c := l.keys[e.rec.Key]; c != nil { // an earlier one of the key failed: this one comes again behind it
+		switch c := l.keys[e.rec.Key]; {
+		case c == nil:
+			l.keys[e.rec.Key] = &chain{}
+			e.holds = true
+		case r == RemedyRetry || r == RemedyPark: // another of the key failed: this one comes again in its turn
 			c.waiting.insert(e)
 			return
 		}
-		l.keys[e.rec.Key] = &chain{}
-		e.holds = true
 	}
 	if r == RemedyPark && !l.mayPark(e) {
 		r = RemedyRetry

@@ -289,7 +289,7 @@ func TestPark(t *testing.T) {
 	b.want("replayed", b.next(), "a0")
 	b.ack(0)
 	b.want("replayed", b.next(), "a2")
-	if b.l.ReplayEnd("a", uint64(at+1)) {
+	if b.l.ReplayEnd("a", uint64(len(b.park)+1)) {
 		t.Error("the end cannot be reached: a message is on its way to the park log")
 	}
 	b.ack(2)
@@ -616,4 +616,145 @@ func FuzzProgress(f *testing.F) {
 			t.Errorf("read again: %+v, %v, want %+v", again, err, p)
 		}
 	})
+}
+
+// TestCopySeenBeforeDone: whoever reads the park log may be faster than the answer to what wrote it.
+func TestCopySeenBeforeDone(t *testing.T) {
+	o := options()
+	o.Attempts, o.Then = 1, lane.RemedyPark
+	b := start(t, o)
+	b.add("a", "a")
+	b.next()
+	b.nack(0, lane.RemedyRetry)
+	b.copy(nil)
+	b.l.Unpark("a")
+	under := b.l.Asides() // the copy of a1 is made, its answer is under way
+	b.park = append(b.park, under[0].Record)
+	for i, r := range b.park {
+		b.l.Copied(r.Position, uint64(i+1))
+		b.l.Replay(r, uint64(i+1))
+	}
+	b.want("back", b.next(), "a0")
+	b.ack(0)
+	b.want("back", b.next(), "a1")
+	b.nack(1, lane.RemedyDeadLetter)
+	b.l.Done(b.now, pos(1), 2, nil) // the answer: to the copy, not to the dead letter
+	b.copy(nil)
+	b.want("dead", names(b, b.dead), "a1")
+	if !b.l.ReplayEnd("a", uint64(len(b.park)+1)) || len(b.l.Parked()) != 0 || b.l.Watermark() != pos(1)+1 {
+		t.Errorf("watermark %d, parked %v", b.l.Watermark(), b.l.Parked())
+	}
+}
+
+// TestCopyOfAFormerOwner: what an owner parked before it crashed, and could not commit, is in the park log and
+// is not resolved.
+func TestCopyOfAFormerOwner(t *testing.T) {
+	o := options()
+	o.Attempts, o.Then = 1, lane.RemedyPark
+	b := start(t, o)
+	b.add("a", "a", "a")
+	b.next()
+	b.nack(0, lane.RemedyRetry)
+	b.copy(nil)
+	progress := b.l.TakeProgress()
+	b.copy(nil)
+	b.copy(nil)
+	b.want("copied", names(b, b.park), "a0", "a1", "a2")
+	p, err := lane.ParseProgress(progress)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.l, b.read = lane.New(o, p), 1
+	b.l.Unpark("a")
+	for i, r := range b.park[:3] {
+		b.l.Replay(r, uint64(i+1))
+	}
+	b.want("back", b.next(), "a0")
+	b.ack(0)
+	b.next()
+	for range 2 {
+		b.copy(nil)
+	}
+	for i, r := range b.park[3:] {
+		b.l.Replay(r, uint64(i+4))
+	}
+	b.want("back", b.next(), "a1")
+	b.ack(1)
+	b.want("back", b.next(), "a2")
+	b.ack(2)
+	if got := b.l.Watermark(); got != pos(2)+1 {
+		t.Errorf("watermark %d, want %d", got, pos(2)+1)
+	}
+}
+
+// TestReplayEndIsOld: the end of the park log that was read may be older than the last copy.
+func TestReplayEndIsOld(t *testing.T) {
+	o := options()
+	o.Attempts, o.Then = 1, lane.RemedyPark
+	b := start(t, o)
+	b.add("a", "a")
+	b.next()
+	b.nack(0, lane.RemedyRetry)
+	b.copy(nil)
+	b.l.Unpark("a")
+	b.l.Replay(b.park[0], 1)
+	b.copy(nil) // a1
+	b.want("back", b.next(), "a0")
+	b.ack(0)
+	if b.l.ReplayEnd("a", 2) {
+		t.Error("a1 is at 2, and the park log was read up to there")
+	}
+	b.l.Replay(b.park[1], 2)
+	b.want("back", b.next(), "a1")
+}
+
+// TestParkedFrom: what is needed of the park log.
+func TestParkedFrom(t *testing.T) {
+	o := options()
+	o.Attempts, o.Then = 1, lane.RemedyPark
+	b := start(t, o)
+	if got := b.l.ParkedFrom(); got != 0 {
+		t.Errorf("nothing is parked: %d", got)
+	}
+	b.add("a", "b")
+	b.next()
+	b.nack(0, lane.RemedyRetry)
+	b.nack(1, lane.RemedyRetry)
+	b.copy(nil)
+	if got := b.l.ParkedFrom(); got != 1 {
+		t.Errorf("both are parked: %d, want 1", got)
+	}
+	b.restart()
+	for i, want := range []uint64{2, 3} {
+		key := b.park[i].Key
+		b.l.Unpark(key)
+		b.l.Replay(b.park[i], uint64(i+1))
+		b.next()
+		b.ack(i)
+		b.l.ReplayEnd(key, 3)
+		if got := b.l.ParkedFrom(); got != want {
+			t.Errorf("without %s: %d, want %d", key, got, want)
+		}
+	}
+}
+
+// TestLooseRefusal: the app's word on a message counts, although another of its key is to come again.
+func TestLooseRefusal(t *testing.T) {
+	o := options()
+	o.Ordering = lane.OrderLoose
+	b := start(t, o)
+	b.add("a", "a", "a")
+	b.want("all", b.next(), "a0", "a1", "a2")
+	b.nack(0, lane.RemedyRetry)
+	b.nack(1, lane.RemedyDeadLetter)
+	b.nack(2, lane.RemedyDrop)
+	b.copy(nil)
+	b.want("dead", names(b, b.dead), "a1")
+	b.now = b.now.Add(time.Minute)
+	b.want("again", b.next(), "a0#2!")
+	b.ack(0)
+	b.want("no more", b.next())
+	if got := b.l.Watermark(); got != pos(2)+1 {
+		t.Errorf("watermark %d, want %d", got, pos(2)+1)
+	}
 }

@@ -25,9 +25,9 @@ type ParkedKey struct {
 
 type parked struct {
 	ParkedKey
+	last      uint64 // position of the last copy this lane knows of
 	replaying bool
-	last      uint64 // position in the park log of the newest copy that this lane had made
-	tail      bool   // all that is in the park log is in the lane: newer messages wait here
+	tail      bool // all that is in the park log is in the lane: newer messages wait here
 }
 
 // setAsideBehind is the reason of those parked because their key is.
@@ -87,6 +87,10 @@ func (l *Lane) Asides() []Aside {
 	}
 	out := make([]Aside, 0, l.asides.n)
 	for e := l.asides.pop(); e != nil; e = l.asides.pop() {
+		if e.state != setAside {
+			continue // its copy was seen
+		}
+		e.flying = true
 		out = append(out, Aside{Remedy: e.remedy, Record: e.rec, Failed: e.attempts, Reason: e.reason})
 	}
 	return out
@@ -95,28 +99,34 @@ func (l *Lane) Asides() []Aside {
 // Done says that the copy of a record is safe, at copied in the park log, or that it failed and is to be
 // tried again.
 func (l *Lane) Done(now time.Time, position, copied uint64, err error) {
-	e := l.window.find(position)
-	if e == nil || e.state != setAside {
-		// Not the window's: one that came back and was given up. The window's goes first, for its copy may
-		// have come back from the park log before it is known to be safe.
-		e = l.replays[position]
+	if _, seen := l.early[position]; seen {
+		delete(l.early, position)
+		return
 	}
+	e := l.at(position)
 	if e == nil || e.state != setAside {
 		return
 	}
+	e.flying = false
 	if err != nil {
 		e.due = now.Add(l.opts.Backoff(1))
 		l.held.push(e)
 		return
 	}
+	l.copied(e, copied)
+}
+
+// copied is done with an entry whose copy is safe.
+func (l *Lane) copied(e *entry, at uint64) {
 	l.setting--
 	remedy := e.remedy
 	if remedy == RemedyPark {
 		if p := l.parked[e.rec.Key]; p != nil {
 			p.Count++
-			p.last = max(p.last, copied)
-			if p.From == 0 && copied != 0 {
-				p.From = copied
+			l.parkedTo = max(l.parkedTo, at+1)
+			p.last = max(p.last, at)
+			if p.From == 0 && at != 0 {
+				p.From = at
 			}
 		}
 	}
@@ -135,6 +145,18 @@ func (l *Lane) Parked() []ParkedKey {
 	}
 	slices.SortFunc(out, func(a, b ParkedKey) int { return strings.Compare(a.Key, b.Key) })
 	return out
+}
+
+// ParkedFrom is the first position of the park log that is still needed: what is before it belongs to no key
+// that is set aside. It is 0 while nothing is known.
+func (l *Lane) ParkedFrom() uint64 {
+	from := l.parkedTo
+	for _, p := range l.parked {
+		if p.From > 0 {
+			from = min(from, p.From)
+		}
+	}
+	return from
 }
 
 // Unpark starts to bring a key back. ok is false when it is not parked, or is coming back already.
@@ -193,17 +215,34 @@ func (l *Lane) ReplayRoom(key string) int {
 	return maxReplays - n
 }
 
+// Copied says that a copy this lane asked for was seen in the park log, at a position there: it is safe,
+// although Done was not called yet.
+func (l *Lane) Copied(position, at uint64) {
+	if e := l.window.find(position); e != nil && e.state == setAside && e.remedy == RemedyPark {
+		if e.flying {
+			l.early[position] = struct{}{}
+		}
+		l.copied(e, at)
+	}
+}
+
 // Replay brings a parked message back. rec is as it was in the partition, at is where it is in the park log.
+// One that is not resolved here was copied by an owner whose end came before it could say so: it will be
+// copied again in its turn.
 func (l *Lane) Replay(rec block.LogRecord, at uint64) {
 	p := l.parked[rec.Key]
 	if p == nil || !p.replaying || rec.Position < p.Since || at < p.From || l.replays[rec.Position] != nil {
 		return // of an earlier time, or a copy made twice
 	}
+	if l.window.find(rec.Position) != nil || rec.Position >= l.window.next && !l.resolvedBefore.has(rec.Position) {
+		return
+	}
+	l.parkedTo = max(l.parkedTo, at+1)
 	e := &entry{rec: rec, replayed: true, parkedAt: at}
 	l.replays[rec.Position] = e
 	l.bytes += e.size()
 	if c := l.keys[rec.Key]; c != nil {
-		c.waiting.push(e)
+		c.waiting.insert(e)
 		return
 	}
 	l.keys[rec.Key] = &chain{}
@@ -211,15 +250,15 @@ func (l *Lane) Replay(rec block.LogRecord, at uint64) {
 	l.urgent.push(e)
 }
 
-// ReplayEnd says that the park log has been read up to, not including, a position, where it ended a moment ago.
-// It reports whether the key's messages are all in the lane: if not, some came to the park log meanwhile or are
-// on their way, and more is to be read.
-func (l *Lane) ReplayEnd(key string, read uint64) bool {
+// ReplayEnd says that the park log has been read up to a position, and that this was its end a while ago. It
+// reports whether the key's messages are all in the lane: if not, some are on their way to the park log or
+// came to it meanwhile, and more is to be read.
+func (l *Lane) ReplayEnd(key string, upTo uint64) bool {
 	p := l.parked[key]
 	if p == nil || !p.replaying {
 		return true
 	}
-	if p.last >= read {
+	if p.last >= upTo {
 		return false
 	}
 	c := l.keys[key]

@@ -25,6 +25,7 @@ type entry struct {
 	attempts int
 	remedy   Remedy // what its copy is for, while it is set aside
 	reason   string
+	flying   bool      // its copy is being made
 	given    bool      // it was at the app since this owner has it
 	holds    bool      // its key waits for it
 	replayed bool      // it comes from the park log
