@@ -229,11 +229,11 @@ func (o *owned) list() {
 		return
 	}
 	o.listed = true
-	o.c.ready = append(o.c.ready, o)
+	o.c.ready.push(o)
 	o.c.poke()
 }
 
-// due is when the partition is to be looked at again; it is listed when that is now. c.mu is held.
+// due is when the partition is to be looked at again. What is due now is done. c.mu is held.
 func (o *owned) due(now time.Time) time.Time {
 	switch {
 	case o.phase == revoking && !now.Before(o.deadline):
@@ -242,28 +242,24 @@ func (o *owned) due(now time.Time) time.Time {
 		}
 		o.finish("")
 		return time.Time{}
-	case o.phase == revoking:
-		o.expire(now)
+	case o.phase != owning && o.phase != revoking:
+		return time.Time{}
+	}
+	if at := o.lane.Due(); !at.IsZero() && !now.Before(at) {
+		// Also while there is no room at the app: what stayed there too long makes some.
+		o.change(func() { o.lane.Next(now, nil, 0, 0) })
 		if o.phase == gone {
 			return time.Time{}
 		}
-		return o.deadline
-	case o.phase != owning:
-		return time.Time{}
+		if o.lane.Hungry() {
+			o.list()
+		}
 	}
 	at := o.lane.Due()
-	if !at.IsZero() && !now.Before(at) {
-		o.list()
-		return now
+	if o.phase == revoking && (at.IsZero() || o.deadline.Before(at)) {
+		at = o.deadline
 	}
 	return at
-}
-
-// expire counts messages that stayed at the app too long as failed while nothing is delivered.
-func (o *owned) expire(now time.Time) {
-	if at := o.lane.Due(); !at.IsZero() && !now.Before(at) {
-		o.change(func() { o.lane.Next(now, nil, 0, 0) })
-	}
 }
 
 // deliver takes what may go to the app now; nil when that is nothing. c.mu is held.
@@ -321,9 +317,15 @@ func (o *owned) change(f func()) {
 	for _, ch := range o.returns {
 		signal(ch)
 	}
-	if n2 < n { // something came back: there is room
-		o.list()
+	poke := c.soon(o.lane.Due())
+	if n2 < n { // something came back: there is room, perhaps for something that waits
+		if o.lane.Hungry() {
+			o.list()
+		}
 		c.feed()
+		poke = poke || c.ready.len() > 0
+	}
+	if poke {
 		c.poke()
 	}
 	o.settle()
@@ -347,6 +349,7 @@ func (o *owned) revoke(assignment uint64, deadline time.Time) (tell bool) {
 		return false
 	case owning:
 		o.phase, o.assignment, o.deadline = revoking, assignment, deadline
+		o.c.soon(deadline) // whoever revokes wakes the dispatcher
 		if o.c.hurry {
 			o.finish("")
 			return false
