@@ -37,6 +37,7 @@ type owned struct {
 	assignment uint64                   // of its Revoking
 	deadline   time.Time                // of its Revoking
 	starved    bool                     // in Consumer.starved
+	doubted    time.Time                // when to look again, after the group was not sure of it
 	drained    bool                     // of an old generation, and the group knows that it is read to its end
 	committed  uint64                   // watermark of the last commit
 	end        uint64                   // greater than the position of the newest record, as far as known
@@ -233,7 +234,7 @@ func (o *owned) list() {
 	o.c.poke()
 }
 
-// due is when the partition is to be looked at again. What is due now is done. c.mu is held.
+// due is when the partition is to be looked at again; it is listed when that is now. c.mu is held.
 func (o *owned) due(now time.Time) time.Time {
 	switch {
 	case o.phase == revoking && !now.Before(o.deadline):
@@ -242,24 +243,45 @@ func (o *owned) due(now time.Time) time.Time {
 		}
 		o.finish("")
 		return time.Time{}
-	case o.phase != owning && o.phase != revoking:
-		return time.Time{}
-	}
-	if at := o.lane.Due(); !at.IsZero() && !now.Before(at) {
-		// Also while there is no room at the app: what stayed there too long makes some.
-		o.change(func() { o.lane.Next(now, nil, 0, 0) })
+	case o.phase == revoking:
+		o.expire(now)
 		if o.phase == gone {
 			return time.Time{}
 		}
-		if o.lane.Hungry() {
-			o.list()
+		if at := o.lane.Due(); !at.IsZero() && at.Before(o.deadline) {
+			return at
 		}
+		return o.deadline
+	case o.phase != owning:
+		return time.Time{}
 	}
 	at := o.lane.Due()
-	if o.phase == revoking && (at.IsZero() || o.deadline.Before(at)) {
-		at = o.deadline
+	if !at.IsZero() && !now.Before(at) {
+		// Also when the app takes no more now: what is due must not be due for ever.
+		o.expire(now)
+		o.list()
+		at = o.lane.Due()
+	}
+	if !o.doubted.IsZero() {
+		if !now.Before(o.doubted) {
+			o.doubted = time.Time{}
+			o.list()
+		} else if at.IsZero() || o.doubted.Before(at) {
+			at = o.doubted
+		}
 	}
 	return at
+}
+
+// doubtPause is when a partition is looked at again that was not to be delivered just then.
+const doubtPause = 50 * time.Millisecond
+
+// expire moves what is due on without delivering anything: repetitions may go next, messages that stayed at the
+// app too long have failed.
+func (o *owned) expire(now time.Time) {
+	if at := o.lane.Due(); !at.IsZero() && !now.Before(at) {
+		o.change(func() { o.lane.Next(now, nil, 0, 0) })
+	}
 }
 
 // deliver takes what may go to the app now; nil when that is nothing. c.mu is held.
@@ -269,7 +291,9 @@ func (o *owned) deliver(now time.Time) Event {
 		return nil
 	}
 	if !c.seat.Valid(o.part, o.epoch) {
-		return nil // the group is about to say that it is lost
+		o.doubted = now.Add(doubtPause) // the group is about to say that it is lost
+		c.soon(o.doubted)
+		return nil
 	}
 	messages, bytes := c.room(o)
 	var out []Message
