@@ -195,7 +195,7 @@ func (c *consumer) deliverBatch(ctx context.Context, path string, pending []*ite
 			c.countBatched(answer)
 			switch answer {
 			case Success:
-				it.Ack()
+				it.ack()
 			case Drop:
 				c.discard(ctx, &it.job, "dropped by the app")
 			default:

@@ -53,7 +53,25 @@ type consumer struct {
 // received is a message in the consumer's hands.
 type received struct {
 	block.Delivery
-	receipt *receipt // of a log's message; nil for a queue's
+	receipt *receipt // of a log's message, which has no Ack and Nack; nil for a queue's
+}
+
+// ack says that the message is done.
+func (m *received) ack() {
+	if m.receipt != nil {
+		m.receipt.ack()
+		return
+	}
+	m.Ack()
+}
+
+// nack gives the message back; it comes again not before delay.
+func (m *received) nack(delay time.Duration) {
+	if m.receipt != nil {
+		m.receipt.nack(delay)
+		return
+	}
+	m.Nack(delay)
 }
 
 // leaveAll gives back those that nobody has begun with, or that were cut short.
@@ -159,7 +177,7 @@ func (c *consumer) survive(ds ...received) {
 	}
 	c.log.Error("handling a message failed", "error", call.Panicked(p))
 	for i := range ds {
-		ds[i].Nack(lastPause) // ignored for those answered already
+		ds[i].nack(lastPause) // ignored for those answered already
 	}
 }
 
@@ -190,7 +208,7 @@ func (c *consumer) handle(ctx context.Context, j *job) (again time.Duration) {
 	case answer == Drop:
 		return c.discard(ctx, j, "dropped by the app")
 	}
-	j.Ack()
+	j.ack()
 	return 0
 }
 
@@ -265,7 +283,7 @@ func heldBack(err error) bool {
 func (c *consumer) discard(ctx context.Context, j *job, why string) time.Duration {
 	if !c.route.sub.buries() {
 		c.log.DebugContext(ctx, "message discarded", "why", why, "position", j.Position)
-		j.Ack()
+		j.ack()
 		return 0
 	}
 	if ctx.Err() != nil || c.closing() {
@@ -290,7 +308,7 @@ func (c *consumer) bury(ctx context.Context, j *job, cause error) time.Duration 
 	if rec := c.s.opts.Recorder; rec != nil {
 		rec.PubSubIngress(c.h.Name, c.route.sub.Topic, "drop", "drop", time.Since(start))
 	}
-	j.Ack()
+	j.ack()
 	return 0
 }
 
@@ -338,6 +356,6 @@ func (c *consumer) later(j *job, cause error) time.Duration {
 	if j.receipt != nil {
 		j.receipt.tried = max(0, j.tries-1)
 	}
-	j.Nack(pause)
+	j.nack(pause)
 	return 0
 }

@@ -115,8 +115,10 @@ func (c *consumer) runLog(ctx, fetch, work context.Context, log block.Log) error
 	err = ec.Run(ctx, c.s.engine(log), func(ev engine.Event) error {
 		switch ev := ev.(type) {
 		case engine.Deliver:
+			receipts := make([]receipt, len(ev.Messages))
 			for i := range ev.Messages {
-				add(receive(ec, &ev, &ev.Messages[i]))
+				receipts[i] = receipt{ec: ec, part: ev.Part, epoch: ev.Epoch, position: ev.Messages[i].Position}
+				add(receive(&receipts[i], &ev.Messages[i]))
 			}
 		case engine.Lost:
 			c.log.Warn("partitions were lost; messages in progress will be delivered again", "partitions", len(ev.Parts), "reason", ev.Reason)
@@ -157,10 +159,11 @@ func (r *receipt) leave() {
 	}
 }
 
-func receive(ec *engine.Consumer, d *engine.Deliver, m *engine.Message) received {
-	r := &receipt{ec: ec, part: d.Part, epoch: d.Epoch, position: m.Position}
+func receive(r *receipt, m *engine.Message) received {
+	var room [40]byte
+	place := append(strconv.AppendInt(room[:0], int64(r.part.ID), 10), '/')
 	return received{receipt: r, Delivery: block.Delivery{Message: m.Message, Attempt: m.Attempt,
-		Position: strconv.Itoa(int(d.ID)) + "/" + strconv.FormatUint(m.Position, 10), Ack: r.ack, Nack: r.nack}}
+		Position: string(strconv.AppendUint(place, m.Position, 10))}}
 }
 
 // pool runs messages, each in a goroutine; idle ones are used again. Whoever adds bounds how many there are.

@@ -55,6 +55,11 @@ var budgets = []budget{
 	{"pubsub/memory/deliver", 1 << 10, 32, 50, 30, perRequest, "daprd 209"},
 	{"pubsub/embedded/publish", 1 << 10, 32, 25, 15, perRequest, "publish on Redis Streams; daprd 66"},
 	{"pubsub/embedded/deliver", 1 << 10, 32, 80, 50, perRequest, "Redis Streams between two sidecars; daprd 212"},
+
+	// 150 000 messages a second for each core that the sidecar has to itself.
+	{"messaging/memory/consume", 256, 1, 6.67, 3.3, perRequest, "150 000 messages a second and core"},
+	{"messaging/embedded/consume", 256, 1, 6.67, 3.3, perRequest, "150 000 messages a second and core"},
+	{"messaging/embedded/publish-deliver", 256, 1, 150, 75, addedP50, "added over a client of the broker"},
 }
 
 // Budgets of a sidecar that does nothing, alone on the host, without components.

@@ -38,6 +38,10 @@ func newCallers(ctx context.Context, j *job, m *mailbox) ([]caller, error) {
 	if j.Kind == kindRedis {
 		return newRedisCallers(j), nil
 	}
+	switch j.Kind {
+	case kindStream, kindRead, kindPost, kindDirect:
+		return newMessageCallers(ctx, j, m)
+	}
 	var shared *grpcConn
 	if j.Kind == kindGRPC || j.Kind == kindLoad {
 		cc, err := grpc.NewClient("passthrough:///"+j.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()),

@@ -54,6 +54,7 @@ type part struct {
 type sidecar struct {
 	*process
 	http, grpc, metrics, profiler string // addresses
+	data                          string // its data directory
 	node                          int    // process of its embedded node, or 0
 }
 
@@ -229,7 +230,7 @@ func (f *fleet) dataDir(name string) string { return filepath.Join(f.dir, name+"
 
 // launch starts a sidecar and does not wait for it.
 func (f *fleet) launch(spec sidecarSpec) (*sidecar, error) {
-	s := &sidecar{}
+	s := &sidecar{data: f.dataDir(spec.name)}
 	ports, err := freePorts(4)
 	if err != nil {
 		return nil, err

@@ -28,6 +28,10 @@ type job struct {
 	Call     string            `json:"call,omitempty"` // full method name
 	Metadata map[string]string `json:"metadata,omitempty"`
 
+	// A way of messages: the topic, and the data directory of the node.
+	Topic string `json:"topic,omitempty"`
+	Dir   string `json:"dir,omitempty"`
+
 	Body  []byte `json:"body"`
 	Reply int    `json:"reply"` // least length of a right answer's body
 
@@ -44,6 +48,10 @@ const (
 	kindDeliver = "deliver" // an HTTP publish; done when the event has also been delivered to us
 	kindLoad    = "load"    // a GetOrLoad of a cache; done when the value is there, loaded by us if we are asked to
 	kindRedis   = "redis"   // a command, without any sidecar
+	kindStream  = "stream"  // a batch published on a stream of the native API, many of them without waiting
+	kindRead    = "read"    // messages consumed and acknowledged on a stream of the native API
+	kindPost    = "post"    // a message published on one stream and delivered on another
+	kindDirect  = "direct"  // the same without any sidecar
 )
 
 // sample is what a job measured, the answer to it.
@@ -152,6 +160,7 @@ func sleep(ctx context.Context, d time.Duration) {
 // tally is what one caller saw.
 type tally struct {
 	took  []time.Duration // of requests that ended within the window
+	done  int             // those requests, also where none is timed
 	total int
 	_     [32]byte // callers write these all the time: not on one cache line
 }
@@ -160,15 +169,23 @@ type tally struct {
 // before the window stands for what ends after it.
 func (t *tally) loop(ctx context.Context, c caller, phase *atomic.Int32) error {
 	t.took = make([]time.Duration, 0, 1<<14)
+	many, _ := c.(counted)
 	for start := time.Now(); ; {
 		if err := c.call(ctx); err != nil {
 			return err
 		}
 		end := time.Now()
-		t.total++
+		n := 1
+		if many != nil {
+			n = many.messages()
+		}
+		t.total += n
 		switch phase.Load() {
 		case measuring:
-			t.took = append(t.took, end.Sub(start))
+			t.done += n
+			if many == nil { // a call of several has no latency that says anything
+				t.took = append(t.took, end.Sub(start))
+			}
 		case finished:
 			return nil
 		}
@@ -181,9 +198,9 @@ func (s *sample) count(tallies []tally) {
 	for i := range tallies {
 		took = append(took, tallies[i].took...)
 		s.Total += tallies[i].total
+		s.Done += tallies[i].done
 	}
 	slices.Sort(took)
-	s.Done = len(took)
 	s.P50, s.P99 = quantile(took, 0.5), quantile(took, 0.99)
 }
 

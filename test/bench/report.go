@@ -242,7 +242,7 @@ func (r *report) printCell(b *strings.Builder, c *result) {
 		added = fmt.Sprintf("%+.0f", v)
 	}
 	limit, verdict := r.judge(c)
-	fmt.Fprintf(b, "| %s | %.0f | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", c.ID, c.rate(), figure(c.latency(50)), figure(c.latency(99)), added,
+	fmt.Fprintf(b, "| %s | %.0f | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", c.ID, c.rate(), c.quantileText(50), c.quantileText(99), added,
 		c.figureOf(procLoad), c.figureOf(procApp), c.figureOf(procNode), sidecars, each, allocs, limit, verdict)
 }
 
@@ -311,6 +311,14 @@ func (c *result) latency(percent int) float64 {
 		}
 		return float64(s.P50) / float64(time.Microsecond)
 	})
+}
+
+// quantileText is a latency, or a dash where calls are not timed.
+func (c *result) quantileText(percent int) string {
+	if v := c.latency(percent); v > 0 {
+		return figure(v)
+	}
+	return "–"
 }
 
 func (c *result) median(of func(*sample) float64) float64 {

@@ -24,6 +24,7 @@ type row struct {
 	app      string // role of the app at the end of the way; empty: none, or that of the sidecar
 	sidecars []sidecarSpec
 	sizes    []int
+	callers  []int // empty: callerCounts
 	// job makes the request for a payload. The first sidecar is the one the load talks to.
 	job func(app string, s []*sidecar, size int) (*job, error)
 	// prepare is the row that must have run before, for the same payload.
@@ -59,7 +60,11 @@ func selectCells(rows []row, want *regexp.Regexp) []*cell {
 	var out []*cell
 	for i := range rows {
 		for _, size := range rows[i].sizes {
-			for _, n := range callerCounts {
+			counts := rows[i].callers
+			if len(counts) == 0 {
+				counts = callerCounts
+			}
+			for _, n := range counts {
 				if c := (&cell{&rows[i], size, n}); want.MatchString(c.id()) {
 					out = append(out, c)
 				}
@@ -101,7 +106,9 @@ func allRows() []row {
 	rows = append(rows, cacheRows("embedded", "cache.embedded")...)
 	rows = append(rows, cacheRows(stateRedis, "cache.redis")...)
 	rows = append(rows, pubsubRows("memory", "pubsub.in-memory")...)
-	return append(rows, pubsubRows("embedded", "pubsub.embedded")...)
+	rows = append(rows, pubsubRows("embedded", "pubsub.embedded")...)
+	rows = append(rows, messagingRows("memory", "pubsub.in-memory")...)
+	return append(rows, messagingRows("embedded", "pubsub.embedded")...)
 }
 
 // payload is text of a size that needs no escaping, beginning with head.
@@ -279,3 +286,40 @@ func pubsubRows(name, kind string) []row {
 		}},
 	}
 }
+
+// messagingRows speak the native API: a consumer that acknowledges each frame, a publisher that sends batches
+// ahead, and messages that are waited for.
+func messagingRows(name, kind string) []row {
+	component := func(metadata string) string {
+		return strings.Replace(fmt.Sprintf(component, "broker", kind), "metadata: []", "metadata: ["+metadata+"]", 1)
+	}
+	keeps := `{name: partitions, value: "8"}`
+	if name == "memory" { // what was consumed stays
+		keeps += fmt.Sprintf(`, {name: history, value: "%d"}, {name: maxMessages, value: "%d"}, {name: maxBytes, value: 256Mi}`, 2*filled, 2*filled)
+	}
+	node := name == "embedded"
+	spec := []sidecarSpec{{name: "messaging-" + name, resource: component(""), node: node}}
+	full := []sidecarSpec{{name: "messaging-" + name + "-full", resource: component(keeps), node: node}}
+	prefix := "messaging/" + name
+	message := func(kind, topic string, body func(int) []byte) func(string, []*sidecar, int) (*job, error) {
+		return func(_ string, s []*sidecar, size int) (*job, error) {
+			return &job{Kind: kind, Addr: s[0].grpc, Topic: topic, Dir: s[0].data, Body: body(size), Patience: streamPatience}, nil
+		}
+	}
+	plain := func(size int) []byte { return payload("", size) }
+	marked := func(size int) []byte { return payload(eventText, size) }
+	one, small := []int{1}, []int{256}
+	rows := []row{
+		{name: prefix + "/consume", sidecars: full, sizes: small, callers: one, job: message(kindRead, "filled", plain)},
+		{name: prefix + "/publish", sidecars: spec, sizes: small, callers: one, job: message(kindStream, topicUnheard, plain)},
+		{name: prefix + "/publish-deliver", sidecars: spec, sizes: small, job: message(kindPost, topicDelivered, marked)},
+	}
+	if node {
+		rows[2].base = prefix + "/direct"
+		rows = append(rows, row{name: rows[2].base, sidecars: spec, sizes: small, job: message(kindDirect, "", marked)})
+	}
+	return rows
+}
+
+// streamPatience is how long it may take beside what is measured: a topic is filled first.
+const streamPatience = 60 * time.Second

@@ -29,7 +29,7 @@ type Consumer struct {
 	e           *Engine           // guarded by mu; set by Run
 	seat        seat              // guarded by mu; set by Run
 	owned       map[Part]*owned   // guarded by mu
-	ready       []*owned          // guarded by mu; may have something to deliver
+	ready       queue[*owned]     // guarded by mu; may have something to deliver
 	starved     []*owned          // guarded by mu; have something, which did not fit
 	news        []Event           // guarded by mu; to be told before anything is delivered
 	assignment  uint64            // guarded by mu
@@ -37,6 +37,7 @@ type Consumer struct {
 	past        map[Part]uint64   // guarded by mu; last epoch of partitions that were the app's
 	view        group.View        // guarded by mu
 	doubt       bool              // guarded by mu; a heartbeat is late
+	due         time.Time         // guarded by mu; before it no partition has to be looked at; zero: until one says so
 	credit      credit            // guarded by mu; of all partitions
 	concurrency int               // guarded by mu
 	inFlight    int               // guarded by mu; messages at the app
@@ -283,6 +284,7 @@ func (c *Consumer) dispatch(ctx context.Context, s seat, tell func(Event) error)
 	over := ctx.Done()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	var set time.Time // what the timer is set to
 	depart := func(hurry bool) {
 		closed = nil
 		if hurry {
@@ -309,12 +311,16 @@ func (c *Consumer) dispatch(ctx context.Context, s seat, tell func(Event) error)
 		}
 		var late <-chan time.Time
 		if !due.IsZero() {
-			timer.Reset(max(0, time.Until(due)))
+			if !due.Equal(set) {
+				timer.Reset(max(0, time.Until(due)))
+				set = due
+			}
 			late = timer.C
 		}
 		select {
 		case <-c.wake:
 		case <-late:
+			set = time.Time{}
 		case <-closed:
 			c.mu.Lock()
 			hurry := c.hurry
@@ -378,10 +384,8 @@ func (c *Consumer) next(now time.Time) (Event, time.Time) {
 		c.news = c.news[1:]
 		return ev, time.Time{}
 	}
-	for len(c.ready) > 0 && c.roomy() {
-		o := c.ready[0]
-		c.ready[0] = nil
-		c.ready = c.ready[1:]
+	for c.ready.len() > 0 && c.roomy() {
+		o := c.ready.pop()
 		o.listed = false
 		if d := o.deliver(now); d != nil {
 			return d, time.Time{}
@@ -392,13 +396,24 @@ func (c *Consumer) next(now time.Time) (Event, time.Time) {
 			return ev, time.Time{}
 		}
 	}
-	var due time.Time
-	for _, o := range c.owned {
-		if at := o.due(now); !at.IsZero() && (due.IsZero() || at.Before(due)) {
-			due = at
-		}
+	if c.due.IsZero() || now.Before(c.due) {
+		return nil, c.due
 	}
-	return nil, due
+	c.due = time.Time{}
+	for _, o := range c.owned {
+		c.soon(o.due(now))
+	}
+	return nil, c.due
+}
+
+// soon has the partitions looked at then, or earlier; a zero time says nothing. It tells whether that is
+// earlier than before. mu is held.
+func (c *Consumer) soon(at time.Time) bool {
+	if at.IsZero() || !c.due.IsZero() && !at.Before(c.due) {
+		return false
+	}
+	c.due = at
+	return true
 }
 
 // roomy tells whether anything may be delivered at all. mu is held.
@@ -413,6 +428,33 @@ func (c *Consumer) roomy() bool {
 
 // poke wakes the dispatcher.
 func (c *Consumer) poke() { signal(c.wake) }
+
+// queue is first in, first out; its room is used again.
+type queue[T any] struct {
+	items []T // those before head are taken
+	head  int
+}
+
+func (q *queue[T]) len() int { return len(q.items) - q.head }
+
+func (q *queue[T]) push(v T) {
+	if q.head > 0 && len(q.items) == cap(q.items) {
+		n := copy(q.items, q.items[q.head:])
+		clear(q.items[n:])
+		q.items, q.head = q.items[:n], 0
+	}
+	q.items = append(q.items, v)
+}
+
+func (q *queue[T]) pop() T {
+	var none T
+	v := q.items[q.head]
+	q.items[q.head] = none
+	if q.head++; q.head == len(q.items) {
+		q.items, q.head = q.items[:0], 0
+	}
+	return v
+}
 
 func signal(ch chan struct{}) {
 	select {
@@ -610,6 +652,7 @@ func (c *Consumer) Extend(part Part, epoch, position uint64, by time.Duration) e
 		return notDelivered(op, part, position, epoch)
 	}
 	o.lane.Extend(time.Now(), position, by)
+	c.soon(o.lane.Due())
 	c.poke()
 	return nil
 }

@@ -249,7 +249,7 @@ func (o *owned) list() {
 		return
 	}
 	o.listed = true
-	o.c.ready = append(o.c.ready, o)
+	o.c.ready.push(o)
 	o.c.poke()
 }
 
@@ -311,6 +311,7 @@ func (o *owned) deliver(now time.Time) Event {
 	}
 	if !c.seat.Valid(o.part, o.epoch) {
 		o.doubted = now.Add(doubtPause) // the group is about to say that it is lost
+		c.soon(o.doubted)
 		return nil
 	}
 	messages, bytes := c.room(o)
@@ -359,9 +360,15 @@ func (o *owned) change(f func()) {
 	for _, b := range o.returns {
 		signal(b.more)
 	}
-	if n2 < n { // something came back: there is room
-		o.list()
+	poke := c.soon(o.lane.Due())
+	if n2 < n { // something came back: there is room, perhaps for something that waits
+		if o.lane.Hungry() {
+			o.list()
+		}
 		c.feed()
+		poke = poke || c.ready.len() > 0
+	}
+	if poke {
 		c.poke()
 	}
 	o.settle()
@@ -385,6 +392,7 @@ func (o *owned) revoke(assignment uint64, deadline time.Time) (tell bool) {
 		return false
 	case owning:
 		o.phase, o.assignment, o.deadline = revoking, assignment, deadline
+		o.c.soon(deadline) // whoever revokes wakes the dispatcher
 		if o.c.hurry {
 			o.finish("")
 			return false

@@ -196,6 +196,9 @@ func (l *Lane) Next(now time.Time, into []Message, messages, bytes int) []Messag
 			l.urgent.pushFront(e)
 			break
 		}
+		if into == nil {
+			into = make([]Message, 0, min(messages, 1+l.urgent.n+l.window.len()-l.cursor))
+		}
 		messages, bytes = messages-1, bytes-size
 		into = append(into, l.deliver(now, e))
 	}

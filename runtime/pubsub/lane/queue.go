@@ -96,6 +96,13 @@ func (w *window) watermark() uint64 {
 // search is the index in slots of the first record at or behind a position.
 func (w *window) search(position uint64) int {
 	live := w.slots[w.head:]
+	if len(live) == 0 || position <= live[0].position {
+		return w.head
+	}
+	// Where positions have no gaps, there is one slot for each.
+	if i := position - live[0].position; i < uint64(len(live)) && live[i].position == position {
+		return w.head + int(i) //nolint:gosec // below len
+	}
 	i, _ := slices.BinarySearchFunc(live, position, func(s slot, p uint64) int {
 		switch {
 		case s.position < p:
