@@ -246,7 +246,9 @@ func (b *board) settled(n int, players ...*player) time.Duration {
 			sum, least, most = sum+k, min(least, k), max(most, k)
 		}
 		if sum == n && most-least <= 1 {
-			return time.Since(start)
+			took := time.Since(start)
+			synctest.Wait() // for what else is told at this moment
+			return took
 		}
 		if time.Since(start) > time.Minute {
 			b.dump(players...)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -948,13 +949,14 @@ var scenarios = []scenario{
 	{name: "two members", nodes: []string{"a", "b"}, layout: twoParts, ticks: 9, faults: 1, commits: 1},
 	{name: "a third may come", nodes: []string{"a", "b", "c*"}, layout: twoParts, ticks: 8, faults: 1, commits: 0},
 	{name: "the same name again", nodes: []string{"a", "b", "a*"}, layout: twoParts, ticks: 8, faults: 1, commits: 1},
-	{name: "two generations", nodes: []string{"a", "b"}, layout: Layout{Generations: []Generation{{0, 1}, {1, 1}}}, ticks: 2, faults: 1, drains: true},
-	{name: "every order", nodes: []string{"a", "b"}, layout: twoParts, ticks: 6, faults: 1, fine: true},
+	{name: "two generations", nodes: []string{"a", "b"}, layout: Layout{Generations: []Generation{{0, 1}, {1, 1}}}, ticks: 1, faults: 1, drains: true},
+	{name: "every order", nodes: []string{"a", "b"}, layout: twoParts, ticks: 2, faults: 1, fine: true},
 }
 
 // TestModel explores each scenario, with one disturbance at any time. MECHA_MODEL_FAULTS=2 allows two,
 // which takes many minutes; MECHA_MODEL_STATES bounds how many states of each are looked at.
 func TestModel(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	deeper, _ := strconv.Atoi(os.Getenv("MECHA_MODEL_FAULTS"))
 	limit, _ := strconv.Atoi(os.Getenv("MECHA_MODEL_STATES"))
 	for _, sc := range scenarios {
