@@ -334,4 +334,3 @@ func BenchmarkStateScan(b *testing.B) {
 		}
 	})
 }
-

@@ -92,38 +92,6 @@ func BenchmarkEmbeddedState(b *testing.B) {
 	}
 }
 
-func BenchmarkEmbeddedPublishDeliver(b *testing.B) {
-	for _, callers := range []int{1, 32} {
-		b.Run(strconv.Itoa(callers), func(b *testing.B) {
-			dir := nodeDir(b)
-			p := embeddedPubSub(b, dir, "pubsub")
-			ctx, stop := context.WithCancel(context.Background())
-			if err := p.Ping(ctx); err != nil {
-				b.Fatal(err)
-			}
-			got := make(chan struct{}, 1<<16)
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				_ = p.Consume(ctx, block.ConsumeOptions{Topic: "t", Group: "g", MaxInFlight: 64}, func(d block.Delivery) {
-					d.Ack()
-					got <- struct{}{}
-				})
-			}()
-			msg := []block.Message{{Topic: "t", Data: make([]byte, 1024)}}
-			measure(b, nodeOf(b, dir), callers, func() {
-				if errs := p.Publish(ctx, msg); errs != nil {
-					b.Error(errs)
-				}
-				<-got
-			})
-			stop()
-			<-done
-			_ = p.Close(context.Background())
-		})
-	}
-}
-
 // BenchmarkEmbeddedScan reads pages of 100 items of 1 KiB out of 10 000, beside the same number of
 // reads by key; once all of them are wanted, once every second one.
 func BenchmarkEmbeddedScan(b *testing.B) {

@@ -15,6 +15,9 @@ import (
 	"github.com/mecha-project/mecha/components/fault"
 )
 
+// endPatience bounds how long an end waits for the server.
+const endPatience = 2 * time.Second
+
 var _ block.Configuration = (*Configuration)(nil)
 
 // EmbeddedConfigurationConfig configures a configuration store in the embedded node.

@@ -128,60 +128,6 @@ func TestKilledNodeLosesNoState(t *testing.T) {
 	}
 }
 
-// Every acknowledged message reaches the group although the node is killed meanwhile.
-func TestKilledNodeLosesNoMessages(t *testing.T) {
-	dir := nodeDir(t)
-	p := embeddedPubSub(t, dir, "pubsub")
-	defer p.Close(context.Background())
-	if err := p.Ping(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	var mu sync.Mutex
-	seen := map[string]int{}
-	ctx, stop := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		err := p.Consume(ctx, block.ConsumeOptions{Topic: "t", Group: "g", MaxInFlight: 32}, func(d block.Delivery) {
-			mu.Lock()
-			seen[string(d.Data)]++
-			mu.Unlock()
-			go func() { // answers may come while the node is away
-				time.Sleep(20 * time.Millisecond)
-				d.Ack()
-			}()
-		})
-		if fault.Of(err) != fault.Canceled {
-			t.Errorf("Consume: %v", err)
-		}
-	})
-	var acked []string
-	end := time.Now().Add(1500 * time.Millisecond)
-	killed := 0
-	for n := 0; time.Now().Before(end); n++ {
-		if time.Until(end) < time.Duration(3-killed)*400*time.Millisecond && killed < 3 {
-			killed++
-			killNode(t, dir)
-		}
-		body := strconv.Itoa(n)
-		if errs := p.Publish(t.Context(), []block.Message{{Topic: "t", Data: []byte(body)}}); errs == nil {
-			acked = append(acked, body)
-		}
-		time.Sleep(time.Millisecond)
-	}
-	waitFor(t, fmt.Sprint("all of ", len(acked), " messages"), func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		for _, b := range acked {
-			if seen[b] == 0 {
-				return false
-			}
-		}
-		return len(acked) > 0
-	})
-	stop()
-	wg.Wait()
-}
-
 // A call that was under way when the connection broke fails at once, and says that it may have
 // happened.
 func TestLostConnectionFailsCallsPromptly(t *testing.T) {
@@ -265,48 +211,5 @@ func TestFullDisk(t *testing.T) {
 		if item, err := s.Get(t.Context(), strconv.Itoa(i), block.StateRead{}); err != nil || len(item.Value) != 64<<10 {
 			t.Errorf("acknowledged write %d is gone: %v, %v", i, item.Exists, err)
 		}
-	}
-}
-
-// TestEndWhileNodeIsAway: a consumer that ends just when the node was killed gives back what it
-// holds to the next node, and tells it what was acknowledged. Otherwise all of that would come
-// again only after AckWait, behind later messages of the same keys.
-func TestEndWhileNodeIsAway(t *testing.T) {
-	dir := nodeDir(t)
-	p := embeddedPubSub(t, dir, "pubsub", "ackWait", "25s")
-	defer p.Close(context.Background())
-	const all = 20
-	for i := range all {
-		if errs := p.Publish(t.Context(), []block.Message{{Topic: "t", Key: "k", Data: []byte(strconv.Itoa(i))}}); errs != nil {
-			t.Fatal(errs)
-		}
-	}
-	opts := block.ConsumeOptions{Topic: "t", Group: "g", MaxInFlight: 10}
-	ctx, end := context.WithCancel(t.Context())
-	n := 0
-	_ = p.Consume(ctx, opts, func(d block.Delivery) {
-		if n++; n == 10 {
-			killNode(t, dir)
-			time.Sleep(time.Millisecond)
-			end()
-		}
-	})
-	ctx, end = context.WithTimeout(t.Context(), 15*time.Second)
-	defer end()
-	var got []string
-	_ = p.Consume(ctx, opts, func(d block.Delivery) {
-		got = append(got, string(d.Data))
-		d.Ack()
-		if len(got) == all {
-			end()
-		}
-	})
-	for i, data := range got {
-		if data != strconv.Itoa(i) {
-			t.Fatalf("message %s came at place %d: %v", data, i, got)
-		}
-	}
-	if len(got) != all {
-		t.Errorf("%d messages came, want %d", len(got), all)
 	}
 }

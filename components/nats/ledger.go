@@ -187,7 +187,7 @@ func (b *pubsub) LedgerWatch(ctx context.Context, prefix string, tell func(entri
 	if err != nil {
 		return err
 	}
-	closing, done, ok := b.consumers.enter()
+	closing, done, ok := b.watches.enter()
 	if !ok {
 		return closedError(opLedgerWatch)
 	}

@@ -13,12 +13,12 @@ import (
 
 func embeddedLog(t testing.TB, dir, component string, items ...string) block.Log {
 	t.Helper()
-	return embeddedPubSub(t, dir, component, items...).(block.Log)
+	return embeddedPubSub(t, dir, component, items...)
 }
 
 func serverLog(t testing.TB, url, component string, items ...string) block.Log {
 	t.Helper()
-	return serverPubSub(t, url, component, items...).(block.Log)
+	return serverPubSub(t, url, component, items...)
 }
 
 func rec(topic string, partition int32, data string) block.LogRecord {

@@ -72,7 +72,7 @@ func (b *pubsub) park(topic string, partition int32, subject string, next uint64
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.running {
-		closing, done, ok := b.consumers.enter()
+		closing, done, ok := b.watches.enter()
 		if !ok {
 			return nil
 		}

@@ -137,26 +137,3 @@ func TestETags(t *testing.T) {
 		}
 	}
 }
-
-func TestAnswerAddress(t *testing.T) {
-	for reply, want := range map[string]struct {
-		seq     uint64
-		attempt int
-		ok      bool
-	}{
-		"$JS.ACK.S.C.2.17.3.1700000000000000000.0":               {17, 2, true},
-		"$JS.ACK.domain.hash.S.C.2.17.3.1700000000000000000.0":   {17, 2, true},
-		"$JS.ACK._.hash.S.C.2.17.3.1700000000000000000.0.random": {17, 2, true},
-		"":                      {},
-		"_INBOX.x.1":            {},
-		"$JS.ACK.S.C.x.17.3.4":  {},
-		"$JS.ACK.S.C.x.y.3.4.5": {},
-	} {
-		seq, attempt, ok := place(reply)
-		if seq != want.seq || attempt != want.attempt || ok != want.ok {
-			if want.ok || ok {
-				t.Errorf("place(%q) = %d, %d, %v; want %+v", reply, seq, attempt, ok, want)
-			}
-		}
-	}
-}

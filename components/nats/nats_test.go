@@ -68,7 +68,7 @@ func embeddedState(t testing.TB, dir, component string, items ...string) block.S
 	return s
 }
 
-func embeddedPubSub(t testing.TB, dir, component string, items ...string) block.Queue {
+func embeddedPubSub(t testing.TB, dir, component string, items ...string) block.Log {
 	t.Helper()
 	c := nats.DefaultEmbeddedPubSubConfig()
 	decode(t, c, append([]string{"dataDir", dir, "linger", "200ms"}, items...)...)
@@ -76,7 +76,7 @@ func embeddedPubSub(t testing.TB, dir, component string, items ...string) block.
 	if err != nil {
 		t.Fatalf("NewEmbeddedPubSub: %v", err)
 	}
-	return p.(block.Queue)
+	return p.(block.Log)
 }
 
 func decode(t testing.TB, into any, items ...string) {
@@ -115,7 +115,7 @@ func serverState(t testing.TB, url, component string, items ...string) block.Sta
 	return s
 }
 
-func serverPubSub(t testing.TB, url, component string, items ...string) block.Queue {
+func serverPubSub(t testing.TB, url, component string, items ...string) block.Log {
 	t.Helper()
 	c := nats.DefaultPubSubConfig()
 	decode(t, c, append([]string{"natsURL", url}, items...)...)
@@ -123,7 +123,7 @@ func serverPubSub(t testing.TB, url, component string, items ...string) block.Qu
 	if err != nil {
 		t.Fatalf("NewPubSub: %v", err)
 	}
-	return p.(block.Queue)
+	return p.(block.Log)
 }
 
 func TestEmbeddedState(t *testing.T) {
@@ -131,23 +131,9 @@ func TestEmbeddedState(t *testing.T) {
 	blocktest.State(t, func(t *testing.T) block.State { return embeddedState(t, dir, "statestore") })
 }
 
-func TestEmbeddedPubSub(t *testing.T) {
-	dir := nodeDir(t)
-	blocktest.Queue(t, func(t *testing.T) func() block.Queue {
-		return func() block.Queue { return embeddedPubSub(t, dir, "pubsub") }
-	})
-}
-
 func TestServerState(t *testing.T) {
 	url := startServer(t).ClientURL()
 	blocktest.State(t, func(t *testing.T) block.State { return serverState(t, url, "statestore") })
-}
-
-func TestServerPubSub(t *testing.T) {
-	url := startServer(t).ClientURL()
-	blocktest.Queue(t, func(t *testing.T) func() block.Queue {
-		return func() block.Queue { return serverPubSub(t, url, "pubsub") }
-	})
 }
 
 func embeddedLock(t testing.TB, dir, component string) block.Lock {

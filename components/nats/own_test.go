@@ -6,7 +6,6 @@ import (
 	"net"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -241,7 +240,7 @@ func TestTooLarge(t *testing.T) {
 		if err := s.Set(t.Context(), block.StateWrite{Key: "k", Value: make([]byte, size)}); fault.Of(err) != want {
 			t.Errorf("Set of %d bytes: %v, want %v", size, err, want)
 		}
-		err := errors.Join(p.Publish(t.Context(), []block.Message{{Topic: "t", Data: make([]byte, size)}})...)
+		err := errors.Join(appendMessages(t, p, []block.Message{{Topic: "t", Data: make([]byte, size)}})...)
 		if fault.Of(err) != want {
 			t.Errorf("Publish of %d bytes: %v, want %v", size, err, want)
 		}
@@ -250,164 +249,10 @@ func TestTooLarge(t *testing.T) {
 	if err := s.Set(t.Context(), block.StateWrite{Key: long}); fault.Of(err) != fault.Invalid || fault.ReasonOf(err) != fault.IllegalKey {
 		t.Errorf("Set of a key of %d bytes: %v", len(long), err)
 	}
-	err := errors.Join(p.Publish(t.Context(), []block.Message{{Topic: "t", Data: []byte("x")}, {Topic: long}})...)
+	err := errors.Join(appendMessages(t, p, []block.Message{{Topic: "t", Data: []byte("x")}, {Topic: long}})...)
 	if fault.Of(err) != fault.Invalid {
 		t.Errorf("Publish to a topic of %d bytes: %v", len(long), err)
 	}
-}
-
-func TestDuplicateIDsArriveOnce(t *testing.T) {
-	dir := nodeDir(t)
-	p := embeddedPubSub(t, dir, "pubsub")
-	defer p.Close(context.Background())
-	var msgs []block.Message
-	for _, topic := range []string{"a", "a", "dead letters of a"} {
-		msgs = append(msgs, block.Message{Topic: topic, ID: "same", Data: []byte("x")})
-	}
-	msgs = append(msgs, block.Message{Topic: "a", ID: "last", Data: []byte("last")})
-	for range 2 {
-		if errs := p.Publish(t.Context(), msgs); errs != nil {
-			t.Fatal(errs)
-		}
-	}
-	for topic, want := range map[string]string{"a": "x,last", "dead letters of a": "x"} {
-		ctx, stop := context.WithTimeout(t.Context(), patience)
-		var got []string
-		_ = p.Consume(ctx, block.ConsumeOptions{Topic: topic, Group: "g", MaxInFlight: 8}, func(d block.Delivery) {
-			got = append(got, string(d.Data))
-			d.Ack()
-			if strings.Join(got, ",") == want {
-				time.AfterFunc(50*time.Millisecond, stop) // time for what must not come
-			}
-		})
-		stop()
-		if strings.Join(got, ",") != want {
-			t.Errorf("topic %q delivered %q, want %s", topic, got, want)
-		}
-	}
-}
-
-// A handler slower than ackWait keeps its message; a consumer that vanished does not.
-func TestAckWait(t *testing.T) {
-	t.Parallel()
-	url := startServer(t).ClientURL()
-	p := serverPubSub(t, url, "bus", "ackWait", "1s")
-	defer p.Close(context.Background())
-	if errs := p.Publish(t.Context(), []block.Message{{Topic: "t", Data: []byte("slow")}}); errs != nil {
-		t.Fatal(errs)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	var deliveries atomic.Int32
-	go func() {
-		defer close(done)
-		_ = p.Consume(ctx, block.ConsumeOptions{Topic: "t", Group: "g", MaxInFlight: 4}, func(d block.Delivery) {
-			deliveries.Add(1)
-			time.AfterFunc(1700*time.Millisecond, d.Ack)
-		})
-	}()
-	time.Sleep(2200 * time.Millisecond)
-	stop()
-	<-done
-	if n := deliveries.Load(); n != 1 {
-		t.Errorf("a slow handler got its message %d times, want once", n)
-	}
-
-	// Another member takes a message and is never heard of again.
-	if errs := p.Publish(t.Context(), []block.Message{{Topic: "t", Data: []byte("taken")}}); errs != nil {
-		t.Fatal(errs)
-	}
-	js := admin(t, url)
-	var durable string
-	stream, err := js.Stream(t.Context(), "MECHA_bus")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for n := range stream.ConsumerNames(t.Context()).Name() {
-		durable = n
-	}
-	member, err := stream.Consumer(t.Context(), durable)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m, err := member.Next(jetstream.FetchMaxWait(patience)); err != nil || string(m.Data()) != "taken" {
-		t.Fatalf("the other member got %v, %v", m, err)
-	}
-	ctx, stop = context.WithTimeout(t.Context(), patience)
-	defer stop()
-	attempt := 0
-	_ = p.Consume(ctx, block.ConsumeOptions{Topic: "t", Group: "g", MaxInFlight: 4}, func(d block.Delivery) {
-		attempt = d.Attempt
-		d.Ack()
-		stop()
-	})
-	if attempt != 2 {
-		t.Errorf("the taken message came with attempt %d, want 2", attempt)
-	}
-}
-
-func TestForeignPublisher(t *testing.T) {
-	url := startServer(t).ClientURL()
-	p := serverPubSub(t, url, "bus")
-	defer p.Close(context.Background())
-	if err := p.Ping(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	js := admin(t, url)
-	m := &natsgo.Msg{Subject: "mecha.pubsub.bus.orders", Data: []byte("hello"), Header: natsgo.Header{"X-Trace": {"100%"}, "Nats-Msg-Id": {"1"}}}
-	if _, err := js.PublishMsg(t.Context(), m); err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithTimeout(t.Context(), patience)
-	defer stop()
-	_ = p.Consume(ctx, block.ConsumeOptions{Topic: "orders", Group: "g", MaxInFlight: 1}, func(d block.Delivery) {
-		if string(d.Data) != "hello" || len(d.Metadata) != 1 || d.Metadata["X-Trace"] != "100%" {
-			t.Errorf("a foreign message came as %+v", d.Message)
-		}
-		d.Ack()
-		stop()
-	})
-}
-
-// A consumer goes on when its stream or durable is removed under it.
-func TestRemovedConsumerIsMadeAgain(t *testing.T) {
-	url := startServer(t).ClientURL()
-	p := serverPubSub(t, url, "bus")
-	defer p.Close(context.Background())
-	got := make(chan string, 16)
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = p.Consume(ctx, block.ConsumeOptions{Topic: "t", Group: "g", MaxInFlight: 4}, func(d block.Delivery) {
-			got <- string(d.Data)
-			d.Ack()
-		})
-	}()
-	publish := func(body string) {
-		t.Helper()
-		if errs := p.Publish(t.Context(), []block.Message{{Topic: "t", Data: []byte(body)}}); errs != nil {
-			t.Fatal(errs)
-		}
-		for deadline := time.After(patience); ; {
-			select {
-			case b := <-got:
-				if b == body {
-					return
-				}
-			case <-deadline:
-				t.Fatalf("%s did not arrive", body)
-			}
-		}
-	}
-	publish("one")
-	js := admin(t, url)
-	if err := js.DeleteStream(t.Context(), "MECHA_bus"); err != nil {
-		t.Fatal(err)
-	}
-	publish("two")
-	stop()
-	<-done
 }
 
 func TestServerRestart(t *testing.T) {
@@ -495,101 +340,6 @@ func TestFullStoreCanBeEmptied(t *testing.T) {
 	}
 }
 
-// TestGivenBackInOrder: what a consumer holds when it ends, answered by nobody, comes to the
-// next one of the group in the order of the topic: later messages of a key must not overtake. (What
-// the server has on its way to a consumer that ends it puts first; see the README.)
-func TestGivenBackInOrder(t *testing.T) {
-	url := startServer(t).ClientURL()
-	js := admin(t, url)
-	p := serverPubSub(t, url, "bus")
-	t.Cleanup(func() { _ = p.Close(t.Context()) })
-	const held, all = 40, 60
-	for i := range all {
-		if errs := p.Publish(t.Context(), []block.Message{{Topic: "t", Key: "k", Data: []byte(strconv.Itoa(i))}}); errs != nil {
-			t.Fatal(errs)
-		}
-	}
-	consume := func(group string, enough int, ack bool) (got []string) {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		defer cancel()
-		_ = p.Consume(ctx, block.ConsumeOptions{Topic: "t", Group: group, MaxInFlight: held}, func(d block.Delivery) {
-			if got = append(got, string(d.Data)); ack {
-				d.Ack()
-			}
-			if len(got) == enough {
-				if !ack { // all that was asked for is to be here
-					allSent(t, js, "MECHA_bus", held)
-				}
-				cancel()
-			}
-		})
-		return got
-	}
-	for group, read := range map[string]int{"all in hand": held, "half in the inbox": held / 2} {
-		t.Run(group, func(t *testing.T) {
-			if got := consume(group, read, false); len(got) < read {
-				t.Fatalf("%d messages came, want %d", len(got), read)
-			}
-			got := consume(group, all, true)
-			for i, data := range got {
-				if data != strconv.Itoa(i) {
-					t.Fatalf("message %s came at place %d: %v", data, i, got)
-				}
-			}
-			if len(got) != all {
-				t.Errorf("%d messages came, want %d", len(got), all)
-			}
-		})
-	}
-}
-
-// allSent waits until a consumer of a stream has n messages that nobody has answered.
-func allSent(t *testing.T, js jetstream.JetStream, stream string, n int) {
-	t.Helper()
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		s, err := js.Stream(t.Context(), stream)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		sent := false
-		for c := range s.ListConsumers(t.Context()).Info() { // to the end, or a goroutine stays
-			sent = sent || c.NumAckPending == n
-		}
-		if sent {
-			time.Sleep(100 * time.Millisecond) // the server has handed them over; they come through a socket
-			return
-		}
-	}
-	t.Errorf("no consumer has %d messages", n)
-}
-
-// TestGroupsAndTopicsDoNotMix: a group called "a b" on topic "c" is not group "a" on topic
-// "b c".
-func TestGroupsAndTopicsDoNotMix(t *testing.T) {
-	p := embeddedPubSub(t, nodeDir(t), "pubsub")
-	t.Cleanup(func() { _ = p.Close(t.Context()) })
-	for _, topic := range []string{"c", "b c"} {
-		if errs := p.Publish(t.Context(), []block.Message{{Topic: topic, Data: []byte(topic)}}); errs != nil {
-			t.Fatal(errs)
-		}
-	}
-	for _, o := range []block.ConsumeOptions{{Group: "a b", Topic: "c"}, {Group: "a", Topic: "b c"}} {
-		o.MaxInFlight = 1
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		var got string
-		_ = p.Consume(ctx, o, func(d block.Delivery) {
-			got = string(d.Data)
-			d.Ack()
-			cancel()
-		})
-		cancel()
-		if got != o.Topic {
-			t.Errorf("group %q on topic %q got %q", o.Group, o.Topic, got)
-		}
-	}
-}
-
 // TestOneTooLargeAmongMany: a message that cannot be sent fails alone; the others are written,
 // and said to be.
 func TestOneTooLargeAmongMany(t *testing.T) {
@@ -616,7 +366,7 @@ func TestOneTooLargeAmongMany(t *testing.T) {
 				msgs[i], writes[i] = block.Message{Topic: "t", Data: []byte("x")}, block.StateWrite{Key: strconv.Itoa(i), Value: []byte("x")}
 			}
 			msgs[at].Data, writes[at].Value = big, big
-			only(t, p.Publish(t.Context(), msgs), at)
+			only(t, appendMessages(t, p, msgs), at)
 			only(t, s.(block.StateBatch).SetMany(t.Context(), writes), at)
 		})
 	}
@@ -638,4 +388,18 @@ func TestNoCredentialsInErrors(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// appendMessages appends messages to partition 0 of their topics, and returns their errors.
+func appendMessages(t *testing.T, l block.Log, msgs []block.Message) []error {
+	t.Helper()
+	recs := make([]block.LogRecord, len(msgs))
+	for i := range msgs {
+		recs[i].Message = msgs[i]
+	}
+	var errs []error
+	for _, r := range l.Append(t.Context(), recs) {
+		errs = append(errs, r.Err)
+	}
+	return errs
 }

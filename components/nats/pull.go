@@ -14,6 +14,15 @@ import (
 	"github.com/mecha-project/mecha/components/fault"
 )
 
+// How long a request for messages waits at the server. Over a Unix socket nothing gets lost
+// in silence and an idle sidecar should sleep; elsewhere a request is repeated often enough to
+// notice that it got lost.
+const (
+	waitLocal  = 5 * time.Minute
+	waitRemote = 30 * time.Second
+	waitGrace  = 5 * time.Second
+)
+
 // pull reads a stream through a consumer of its own, which the server keeps in memory and nobody
 // acknowledges to: it asks for messages and takes what comes to its inbox. It lives as long as all
 // of that goes well. When it does not (a lost connection, a consumer the server has dropped, a

@@ -218,7 +218,6 @@ type sidecar struct {
 	link    *link
 	eng     *engine.Engine
 	members []*member
-	leaving bool
 }
 
 // member is a consumer that is started again when it ends.
