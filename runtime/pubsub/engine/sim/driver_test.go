@@ -17,6 +17,8 @@ type link struct {
 	name string // of the sidecar
 	n    uint64 // of the link, for rolls
 
+	replaced bool // guarded by world.mu; another has its name, and it may not know yet
+
 	mu      sync.Mutex
 	calls   map[string]uint64 // how often each was made, for rolls
 	dead    bool
@@ -24,6 +26,7 @@ type link struct {
 	ended   chan struct{} // closed when dead
 	halted  time.Time     // until when the process stands still
 	cut     time.Time     // until when nothing gets through
+	deaf    time.Time     // until when watches hear nothing
 	silent  bool          // the cut hangs instead of refusing
 	changed chan struct{} // closed and replaced when a cut begins
 	watches map[*watch]bool
@@ -66,6 +69,13 @@ func (l *link) sever(d time.Duration, silent bool) {
 	for x := range l.watches {
 		x.lost = true
 	}
+}
+
+// plug has watches hear late what happens.
+func (l *link) plug(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.deaf = time.Now().Add(d)
 }
 
 // resetWatches has watches miss what comes and start anew.
@@ -388,7 +398,10 @@ func (l *link) listen(ctx context.Context, prefix string, tell func([]block.Ledg
 			return broken("watch", fault.SentNever)
 		}
 		f := l.fate("news " + prefix)
-		if !sleep(ctx, f.back, l.ended) {
+		l.mu.Lock()
+		deaf := time.Until(l.deaf)
+		l.mu.Unlock()
+		if !sleep(ctx, max(f.back, deaf), l.ended) {
 			return fault.Wrap("sim.link", fault.Unavailable, ctx.Err())
 		}
 		l.thawed()

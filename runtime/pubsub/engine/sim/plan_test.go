@@ -152,9 +152,9 @@ func plan(seed uint64) config {
 		c.members(r, 2+r.below(4), "join", "leave", "restart", "join", "leave")
 		c.hold = []float64{0, 0, 0.3}[r.below(3)]
 	case "crash":
-		c.members(r, 1+r.below(3), "kill", "kill", "again", "replace", "join")
+		c.members(r, 1+r.below(3), "kill", "kill", "again", "replace", "replace", "join")
 	case "cut":
-		c.members(r, 1+r.below(3), "cut", "silence", "reset", "join")
+		c.members(r, 1+r.below(3), "cut", "silence", "reset", "deaf", "join")
 	case "halt":
 		c.sidecars = 2 + r.below(2)
 		c.members(r, 1+r.below(2), "halt")
@@ -212,7 +212,7 @@ func plan(seed uint64) config {
 		if r.chance(0.5) {
 			c.parking(r)
 		}
-		c.members(r, 3+r.below(4), "join", "leave", "kill", "again", "cut", "silence", "reset", "halt", "restart", "replace", "unpark", "pause", "concurrency")
+		c.members(r, 3+r.below(4), "join", "leave", "kill", "again", "cut", "silence", "reset", "deaf", "halt", "restart", "replace", "unpark", "pause", "concurrency")
 	}
 	if r.chance(0.2) {
 		c.atomic = 0.3
@@ -276,11 +276,15 @@ func (w *world) act(a action) {
 		})
 	case "replace": // a second one under the same name
 		w.note(everywhere, "", "%s is replaced", s.name)
+		s.link.replaced = true
+		if a.n%2 == 0 {
+			s.link.plug(a.d / 2)
+		}
 		w.forget(s)
 		w.hurt(s.link, a.d)
 		w.event(s.link)
 		for _, m := range s.members {
-			m.leaving, m.replaced = true, true
+			m.leaving = true
 		}
 		w.open(s.name)
 		w.pending.Go(func() {
@@ -309,6 +313,10 @@ func (w *world) act(a action) {
 		w.note(everywhere, "", "%s stands still for %v", s.name, a.d)
 		w.hurt(s.link, a.d+time.Second)
 		s.link.halt(a.d)
+	case "deaf":
+		w.note(everywhere, "", "%s hears nothing for %v", s.name, a.d/4)
+		w.hurt(s.link, a.d/4)
+		s.link.plug(a.d / 4)
 	case "reset":
 		w.note(everywhere, "", "the watches of %s start anew", s.name)
 		s.link.resetWatches()

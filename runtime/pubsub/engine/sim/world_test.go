@@ -222,14 +222,13 @@ type sidecar struct {
 
 // member is a consumer that is started again when it ends.
 type member struct {
-	s        *sidecar
-	group    string
-	app      *app // guarded by world.mu
-	leaving  bool // guarded by world.mu
-	replaced bool // guarded by world.mu; another has its name, and its partitions: it may not know yet
-	since    time.Time
-	stop     context.CancelFunc
-	done     chan struct{}
+	s       *sidecar
+	group   string
+	app     *app // guarded by world.mu
+	leaving bool // guarded by world.mu
+	since   time.Time
+	stop    context.CancelFunc
+	done    chan struct{}
 }
 
 var silence = slog.New(slog.DiscardHandler)
