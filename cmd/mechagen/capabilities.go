@@ -63,6 +63,7 @@ var abilities = []struct {
 		always("redelivery"),
 		offers[block.PubSubTTL]("time to live"),
 		offers[block.Log]("partitioned log"),
+		offers[block.Queue]("queue with groups of its own"),
 		offers[block.LogAtomic]("several messages as one"),
 		offers[block.LogKeeper]("kept until every group has consumed them"),
 	}},
