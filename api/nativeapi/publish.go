@@ -45,6 +45,7 @@ type publishing struct {
 	held   atomic.Int64  // bytes that are unanswered
 	room   chan struct{} // has a token when held went down
 	broken chan struct{} // closed when nothing can be sent any more
+	ending chan struct{} // closed when nothing is to be sent any more
 }
 
 // Publish appends messages.
@@ -75,7 +76,7 @@ func (s *messagingServer) Publish(ss grpc.BidiStreamingServer[mechav1.PublishFra
 		return err
 	}
 	pub := &publishing{ss: ss, p: p, topic: open.GetTopic(), producer: open.GetProducerId() != "",
-		queue: make(chan *batch, maxBatches-1), room: make(chan struct{}, 1), broken: make(chan struct{})}
+		queue: make(chan *batch, maxBatches-1), room: make(chan struct{}, 1), broken: make(chan struct{}), ending: make(chan struct{})}
 	sent, done := make(chan error, 1), make(chan error, 1)
 	go func() { sent <- pub.answer() }()
 	go func() {
@@ -85,7 +86,10 @@ func (s *messagingServer) Publish(ss grpc.BidiStreamingServer[mechav1.PublishFra
 	select {
 	case err = <-done:
 	case <-s.s.Ending():
-		// What is not answered by now the caller sends again, to where it connects next.
+		// What is not answered by now the caller sends again, to where it connects next. Nothing may be
+		// sent when this has returned; reading ends with the stream, as it cannot be woken otherwise.
+		close(pub.ending)
+		<-sent
 		return apierr.Native(fault.New(opMessaging, fault.Unavailable, "the sidecar is shutting down"))
 	}
 	if failed := <-sent; failed != nil {
@@ -234,17 +238,28 @@ func (p *publishing) entry(i int, in *mechav1.PublishEntry) (engine.Entry, error
 
 // answer sends receipts, batch by batch.
 func (p *publishing) answer() error {
+	defer close(p.broken)
 	var out receipts
 	ctx := p.ss.Context()
-	for b := range p.queue {
+	for {
+		var b *batch
+		select {
+		case next, more := <-p.queue:
+			if !more {
+				return nil
+			}
+			b = next
+		case <-p.ending:
+			return nil
+		}
 		select {
 		case <-b.ready:
 		case <-ctx.Done():
-			close(p.broken)
 			return ctx.Err()
+		case <-p.ending:
+			return nil
 		}
 		if err := p.ss.Send(out.of(b)); err != nil {
-			close(p.broken)
 			return err
 		}
 		p.held.Add(-int64(b.bytes))
@@ -253,7 +268,6 @@ func (p *publishing) answer() error {
 		default: // there is one already
 		}
 	}
-	return nil
 }
 
 // receipts is the reply to a batch, used again and again.
