@@ -43,6 +43,7 @@ var rules = []rule{
 	{"runtime/app", "runtime/call components/fault", "the app is a callee like any other"},
 	{"runtime/pubsub", "runtime/app runtime/call runtime/catalog runtime/identity runtime/pubsub/engine components/block components/fault components/conf", "services decide; edges and backends are others' business"},
 	{"runtime/pubsub/engine", "runtime/pubsub/group runtime/pubsub/lane components/block components/fault", "messages go by their partitions, whoever asks for them and under whichever policy"},
+	{"runtime/pubsub/engine/sim", "", "it is tests of the engine and nothing else"},
 	{"runtime/pubsub/lane", "components/block", "what may be delivered next is a matter of the records alone"},
 	{"runtime/pubsub/group", "components/block components/fault", "who owns a partition is between the members and a ledger, whatever is in it"},
 	{"runtime/outbox", "runtime/call runtime/catalog runtime/identity runtime/pubsub runtime/state components/block components/fault", "it joins two services so that neither knows the other"},

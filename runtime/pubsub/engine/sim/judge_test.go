@@ -82,7 +82,6 @@ type view struct {
 	epoch    uint64
 	who      seatOf
 	start    lane.Progress
-	fresh    bool
 	app      *app
 	assigned bool
 	since    time.Time // when it was assigned

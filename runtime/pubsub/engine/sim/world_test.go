@@ -218,7 +218,6 @@ type sidecar struct {
 	link    *link
 	eng     *engine.Engine
 	members []*member
-	leaving bool
 }
 
 // member is a consumer that is started again when it ends.
@@ -472,6 +471,9 @@ func simulate(t *testing.T, w *world) {
 	c := memory.DefaultPubSubConfig()
 	c.Partitions, c.SessionTTL, c.History = w.cfg.parts, w.cfg.ttl, w.cfg.history
 	w.hub = memory.NewHub(c)
+	if err := w.cfg.complete(); err != nil {
+		t.Fatal(err)
+	}
 	w.checks = map[string]int{}
 	w.peace = make(chan struct{})
 	w.judge = newJudge(w)
