@@ -285,10 +285,12 @@ func (e *Engine) Unpark(ctx context.Context, groupName, topic string, id int32, 
 		return 0, fault.New(op, fault.NotFound, "group %q has parked no messages of key %q in partition %s", groupName, key, p).With(NotParked)
 	}
 	err = e.ask(ctx, groupName, p, func(o *order) {
+		list := &o.Unpark
 		if drop {
-			o.Drop = append(o.Drop, key)
-		} else {
-			o.Unpark = append(o.Unpark, key)
+			list = &o.Drop
+		}
+		if !slices.Contains(*list, key) { // who asks again and again gets it once
+			*list = append(*list, key)
 		}
 	})
 	return int(min(progress[0].Parked[i].Count, 1<<31)), err
