@@ -3,7 +3,6 @@ package sim_test
 import (
 	"time"
 
-	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/pubsub/engine"
 )
 
@@ -67,8 +66,6 @@ func orNever(d time.Duration) time.Duration {
 	}
 	return d
 }
-
-func replaced(err error) bool { return fault.ReasonOf(err) == engine.InstanceReplaced }
 
 func (a *app) grant(n int) {
 	a.granted += n

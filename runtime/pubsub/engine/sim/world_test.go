@@ -275,7 +275,7 @@ func (m *member) run(ctx context.Context) {
 		w.mu.Lock()
 		a.over = true
 		w.note(everywhere, "", "%s ended in group %s: %v", a.name, m.group, err)
-		again := !m.leaving && !m.s.link.gone() && ctx.Err() == nil && !replaced(err)
+		again := !m.leaving && !m.s.link.gone() && ctx.Err() == nil && !m.s.link.replaced
 		w.mu.Unlock()
 		if !again || !sleep(ctx, 100*time.Millisecond, m.s.link.ended) {
 			return
