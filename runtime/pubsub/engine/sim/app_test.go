@@ -3,7 +3,6 @@ package sim_test
 import (
 	"time"
 
-	"github.com/mecha-project/mecha/components/fault"
 	"github.com/mecha-project/mecha/runtime/pubsub/engine"
 )
 
@@ -29,15 +28,12 @@ func newApp(m *member) (*app, error) {
 	c := &w.cfg
 	a := &app{w: w, m: m, group: m.group, name: m.s.name, link: m.s.link, views: map[int32]*view{}, ready: map[*view][]uint64{}}
 	var err error
-	a.c, err = engine.NewConsumer(engine.ConsumeOptions{Topics: []string{topic}, Group: m.group, Instance: m.s.name, Ordering: c.ordering, Limits: c.limits,
-		Retry: c.retry, Credited: c.credited, HandlerTimeout: orNever(c.handlerTimeout), RevokeTimeout: c.revokeTimeout, LeaveTimeout: c.revokeTimeout, AutoRevoke: c.autoRevoke}, silence)
+	a.c, err = engine.NewConsumer(c.options(m.group, m.s.name), silence)
 	if err != nil {
 		return nil, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.cfg.retry = a.c.Options().Retry
-	w.cfg.limits = a.c.Options().Limits
 	a.concurrency = w.cfg.limits.Concurrency
 	m.app = a
 	if m.leaving {
@@ -50,14 +46,26 @@ func newApp(m *member) (*app, error) {
 	return a, nil
 }
 
+func (c *config) options(group, instance string) engine.ConsumeOptions {
+	return engine.ConsumeOptions{Topics: []string{topic}, Group: group, Instance: instance, Ordering: c.ordering, Limits: c.limits,
+		Retry: c.retry, Credited: c.credited, HandlerTimeout: orNever(c.handlerTimeout), RevokeTimeout: c.revokeTimeout, LeaveTimeout: c.revokeTimeout, AutoRevoke: c.autoRevoke}
+}
+
+// complete fills in the engine's defaults, by which the judge judges.
+func (c *config) complete() error {
+	x, err := engine.NewConsumer(c.options("g", ""), silence)
+	if err == nil {
+		c.retry, c.limits = x.Options().Retry, x.Options().Limits
+	}
+	return err
+}
+
 func orNever(d time.Duration) time.Duration {
 	if d == 0 {
 		return -1
 	}
 	return d
 }
-
-func replaced(err error) bool { return fault.ReasonOf(err) == engine.InstanceReplaced }
 
 func (a *app) grant(n int) {
 	a.granted += n

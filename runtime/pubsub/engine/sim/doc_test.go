@@ -39,7 +39,7 @@
 // all of a resize, appends to a partition that was closed meanwhile, against later ones of its key; and the
 // order of messages of a key that was parked before a resize against those published after it. What comes again
 // because a consumer takes partitions from a later one of its own name, of which it has not heard yet, is not
-// counted either.
+// counted either; a consumer that such a one has put out joins again.
 //
 // Start at TestHistories, then world_test.go (a history), plan_test.go (what happens in it),
 // driver_test.go (the broker as a sidecar sees it), app_test.go and judge_test.go.

@@ -126,6 +126,6 @@ func history(t *testing.T, seed uint64, c config) (w *world) {
 			w.broken = append([]violation{{inv: "I1", text: fmt.Sprintf("it does not end: %v", r), part: everywhere, at: time.Hour}}, w.broken...)
 		}
 	}()
-	synctest.Test(t, func(*testing.T) { simulate(t, w) })
+	synctest.Test(t, func(t *testing.T) { simulate(t, w) })
 	return w
 }

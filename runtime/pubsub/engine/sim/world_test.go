@@ -275,7 +275,7 @@ func (m *member) run(ctx context.Context) {
 		w.mu.Lock()
 		a.over = true
 		w.note(everywhere, "", "%s ended in group %s: %v", a.name, m.group, err)
-		again := !m.leaving && !m.s.link.gone() && ctx.Err() == nil && !replaced(err)
+		again := !m.leaving && !m.s.link.gone() && ctx.Err() == nil && !m.s.link.replaced
 		w.mu.Unlock()
 		if !again || !sleep(ctx, 100*time.Millisecond, m.s.link.ended) {
 			return
@@ -471,6 +471,9 @@ func simulate(t *testing.T, w *world) {
 	c := memory.DefaultPubSubConfig()
 	c.Partitions, c.SessionTTL, c.History = w.cfg.parts, w.cfg.ttl, w.cfg.history
 	w.hub = memory.NewHub(c)
+	if err := w.cfg.complete(); err != nil {
+		t.Fatal(err)
+	}
 	w.checks = map[string]int{}
 	w.peace = make(chan struct{})
 	w.judge = newJudge(w)
