@@ -71,7 +71,7 @@ func (m *machine) buried(key string, rev uint64, now instant) {
 		if !ok || rev != 0 && old.rev > rev {
 			return
 		}
-		m.graves[key] = max(rev, old.rev)
+		m.graves[key] = grave(rev, old.rev)
 		if name != m.member && m.hasSeat(name) {
 			// Absence proves nothing yet: it counts as silence from now on.
 			m.pulses[name] = pulse{ttl: old.ttl, seen: old.seen, dead: old.dead}
@@ -80,13 +80,13 @@ func (m *machine) buried(key string, rev uint64, now instant) {
 		delete(m.pulses, name)
 	case kindSeat:
 		if old, ok := m.seats[name]; ok && (rev == 0 || old.rev <= rev) {
-			m.graves[key] = max(rev, old.rev)
+			m.graves[key] = grave(rev, old.rev)
 			delete(m.seats, name)
 			m.dirty, m.stale = true, true
 		}
 	case kindOwner:
 		if old, ok := m.owners[p]; ok && (rev == 0 || old.rev <= rev) {
-			m.graves[key] = max(rev, old.rev)
+			m.graves[key] = grave(rev, old.rev)
 			delete(m.owners, p)
 			m.dirty = true
 			for _, s := range m.sorted() {
@@ -97,10 +97,19 @@ func (m *machine) buried(key string, rev uint64, now instant) {
 		}
 	case kindCommand:
 		if old, ok := m.commands[p]; ok && (rev == 0 || old.rev <= rev) {
-			m.graves[key] = max(rev, old.rev)
+			m.graves[key] = grave(rev, old.rev)
 			delete(m.commands, p)
 		}
 	}
+}
+
+// grave is the revision up to which news of an entry are old. Of one that is only missing from a list
+// (rev is 0) it may be that the list is the older news: what was known last may be seen again.
+func grave(rev, last uint64) uint64 {
+	if rev == 0 && last > 0 {
+		return last - 1
+	}
+	return max(rev, last)
 }
 
 func (m *machine) hasSeat(member string) bool {
