@@ -25,7 +25,7 @@ func (x *index) takeover(v *Verdict) {
 			}
 			var next *holder
 			for _, n := range held[p][i+1:] {
-				if n.e.T > f.T && n.e.Proc != h.e.Proc {
+				if n.e.T > f.T && (n.e.Proc != h.e.Proc || n.e.Epoch > h.e.Epoch) { // also the same one again, when its sidecar is back sooner
 					next = n
 					break
 				}
