@@ -160,19 +160,17 @@ func (o *owned) begin(progress []byte) (p lane.Progress, fresh bool, err error) 
 func (o *owned) place(at Place) (uint64, error) {
 	log := o.c.e.log
 	switch at.Kind {
-	case Latest, AtPosition:
+	case Latest:
 		b, err := log.Bounds(o.ctx, o.part.Topic, []int32{o.part.ID})
 		if err != nil {
 			return 0, err
 		}
-		end := max(1, b[0].Next)
-		if at.Kind == Latest {
-			return end, nil
-		}
-		return min(max(1, at.Position), end), nil // a place behind the end would pass by what comes
+		return max(1, b[0].Next), nil
 	case AtTime:
 		p, err := log.PositionAt(o.ctx, o.part.Topic, o.part.ID, at.Time)
 		return max(1, p), err
+	case AtPosition:
+		return max(1, at.Position), nil
 	default:
 		return 1, nil
 	}

@@ -57,10 +57,10 @@ type PlaceKind uint8
 
 // The places.
 const (
-	Earliest PlaceKind = iota // the oldest record kept
-	Latest                    // behind the newest
-	AtTime                    // the first record accepted at a time or later
-	AtPosition
+	Earliest   PlaceKind = iota // the oldest record kept
+	Latest                      // behind the newest
+	AtTime                      // the first record accepted at a time or later
+	AtPosition                  // a position; behind the newest record, what comes before it is passed by
 )
 
 // Limits bound what a consumer holds. 0 means the default.
