@@ -6,9 +6,10 @@
 // appending, reading and the ledger.
 //
 // Start at Engine, one per broker, and Consumer, one per subscription: consumer.go (its life and what it
-// tells), owned.go (one partition from claim to release), commit.go (what is durable), aside.go (copies
-// of messages that failed), replay.go (parked ones that come back), admin.go. Publishing is in
-// publish.go, how topics are divided in topics.go.
+// tells), answers.go (what the app says), membership.go (what the group says), owned.go (one partition from
+// claim to release), commit.go (what is durable), aside.go (copies of messages that failed), replay.go
+// (parked ones that come back), admin.go. Publishing is in publish.go; how topics are divided in topics.go,
+// resize.go and follow.go.
 //
 // # The promise
 //

@@ -9,10 +9,11 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/mecha-project/mecha/components/block"
 	"github.com/mecha-project/mecha/components/memory"
 	"github.com/mecha-project/mecha/runtime/pubsub/engine"
-	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

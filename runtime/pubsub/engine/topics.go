@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -208,63 +206,6 @@ func (t *topics) get(ctx context.Context, name string, writing bool) (group.Layo
 	}
 }
 
-// confirm reads a topic's entry.
-func (t *topics) confirm(ctx context.Context, name string) error {
-	began := time.Now()
-	e, err := t.log.LedgerGet(ctx, topicKey(name))
-	if err != nil {
-		return err
-	}
-	t.note(&e)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if at := t.all[name]; at != nil && began.After(at.seen) {
-		at.seen = began
-	}
-	return nil
-}
-
-// landed tells which of the records, just appended, are behind the end of their partition, because the topic was
-// resized meanwhile. They are nobody's.
-func (t *topics) landed(ctx context.Context, name string, recs []block.LogRecord, results []block.AppendResult) (behind []bool, err error) {
-	t.mu.Lock()
-	at := t.all[name]
-	late := at == nil || time.Since(at.seen) > confirmLate
-	t.mu.Unlock()
-	if late {
-		if err := t.confirm(ctx, name); err != nil {
-			return nil, err
-		}
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if at = t.all[name]; at == nil || len(at.ends) == 0 {
-		return nil, nil
-	}
-	for i := range recs {
-		end, closed := at.ends[recs[i].Partition]
-		if !closed || i >= len(results) || results[i].Err != nil || results[i].Position != 0 && results[i].Position < end {
-			continue
-		}
-		if behind == nil {
-			behind = make([]bool, len(recs))
-		}
-		behind[i] = true
-	}
-	return behind, nil
-}
-
-// end is where a partition ends that is not written to any more.
-func (t *topics) end(p Part) (uint64, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if at := t.all[p.Topic]; at != nil {
-		end, closed := at.ends[p.ID]
-		return end, closed
-	}
-	return 0, false
-}
-
 // known is a topic's layout if the topic exists.
 func (t *topics) known(ctx context.Context, name string) (l group.Layout, exists bool, err error) {
 	if err := t.follow(ctx); err != nil {
@@ -306,63 +247,6 @@ func (t *topics) make(ctx context.Context, name string) error {
 		return fault.New(op, fault.Unsupported, "topic %q was made by a later version of this program", name)
 	}
 	return nil
-}
-
-// resize gives a topic a new generation of n partitions.
-func (t *topics) resize(ctx context.Context, name string, n int32) (group.Layout, error) {
-	const op fault.Op = "pubsub.ResizeTopic"
-	if n < 1 || n > maxPartitions {
-		return group.Layout{}, fault.New(op, fault.Invalid, "%d partitions: a topic has 1 to %d", n, maxPartitions).With(BadPartitions)
-	}
-	if _, err := t.get(ctx, name, false); err != nil {
-		return group.Layout{}, err
-	}
-	for {
-		e, err := t.log.LedgerGet(ctx, topicKey(name))
-		if err != nil {
-			return group.Layout{}, err
-		}
-		var r topicRecord
-		if err := json.Unmarshal(e.Value, &r); err != nil || len(r.Generations) == 0 {
-			return group.Layout{}, fault.New(op, fault.Internal, "the record of topic %q cannot be read", name).Because(err)
-		}
-		last := r.Generations[len(r.Generations)-1]
-		switch {
-		case r.Pending == 0 && last.Count == n:
-			t.note(&e)
-			return group.Layout{Generations: r.Generations}, nil
-		case r.Pending == 0:
-			r.Pending = n
-		default: // ours, or one that its maker did not finish
-			if !wait(ctx, resizeGrace) {
-				return group.Layout{}, fault.Wrap(op, fault.Deadline, ctx.Err())
-			}
-			ids := make([]int32, last.Count)
-			for i := range ids {
-				ids[i] = last.First + int32(i)
-			}
-			bounds, err := t.log.Bounds(ctx, name, ids)
-			if err != nil {
-				return group.Layout{}, err
-			}
-			if r.Ends == nil {
-				r.Ends = map[int32]uint64{}
-			}
-			for i, id := range ids {
-				r.Ends[id] = bounds[i].Next
-			}
-			r.Generations = append(r.Generations, group.Generation{First: last.First + last.Count, Count: r.Pending})
-			r.Pending = 0
-		}
-		value, err := json.Marshal(r)
-		if err != nil {
-			return group.Layout{}, fault.Wrap(op, fault.Internal, err)
-		}
-		put := t.log.LedgerPut(ctx, []block.LedgerWrite{{Key: e.Key, Value: value, Revision: e.Revision}})[0]
-		if put.Err != nil && fault.Of(put.Err) != fault.Conflict {
-			return group.Layout{}, put.Err
-		}
-	}
 }
 
 // wait is false when ctx ended first.
@@ -408,89 +292,4 @@ func checkPart(op fault.Op, topic string, l group.Layout, id int32) error {
 func describe(l group.Layout) string {
 	g := current(l)
 	return fmt.Sprintf("%d, numbered from %d", g.Count, g.First)
-}
-
-// followLayouts tells the group how the consumer's topics are divided, from now on until stop.
-func (c *Consumer) followLayouts(s *group.Seat) (stop func()) {
-	known := map[string]group.Layout{}
-	var mu sync.Mutex
-	unhook := c.e.topics.onChange(func(name string, l group.Layout) {
-		if !slices.Contains(c.opts.Topics, name) {
-			return
-		}
-		mu.Lock()
-		known[name] = l
-		mu.Unlock()
-		signal(c.layout)
-	})
-	ctx, cancel := context.WithCancel(c.life)
-	c.work.Go(func() {
-		var look <-chan time.Time // while a partition of an old generation is not drained
-		for {
-			select {
-			case <-c.layout:
-			case <-look:
-			case <-ctx.Done():
-				return
-			}
-			mu.Lock()
-			now := maps.Clone(known)
-			mu.Unlock()
-			for name, l := range now {
-				s.SetLayout(name, l)
-			}
-			look = nil
-			if c.drainOld(ctx, now) {
-				look = time.After(drainEvery)
-			}
-		}
-	})
-	return func() {
-		unhook()
-		cancel()
-	}
-}
-
-// drainEvery is how often partitions of an old generation are looked at until they are read to their ends.
-const drainEvery = 200 * time.Millisecond
-
-// drainOld tells the group which partitions of old generations are read and resolved to their ends. left is
-// true while some are not.
-func (c *Consumer) drainOld(ctx context.Context, layouts map[string]group.Layout) (left bool) {
-	for topic, l := range layouts {
-		first := current(l).First
-		if first == 0 {
-			continue
-		}
-		var ids []int32
-		c.mu.Lock()
-		for p := range c.owned {
-			if p.Topic == topic && p.ID < first && !c.owned[p].drained {
-				ids = append(ids, p.ID)
-			}
-		}
-		c.mu.Unlock()
-		if len(ids) == 0 {
-			continue
-		}
-		left = true
-		bounds, err := c.e.log.Bounds(ctx, topic, ids)
-		if err != nil {
-			continue
-		}
-		c.mu.Lock()
-		for i, id := range ids {
-			o := c.owned[Part{Topic: topic, ID: id}]
-			if o == nil || o.lane == nil || o.phase == gone {
-				continue
-			}
-			end, closed := c.e.topics.end(o.part)
-			if b := bounds[i]; closed && (o.committed >= end || b.First >= b.Next && o.lane.Idle()) {
-				o.drained = true
-				c.seat.Drained(o.part)
-			}
-		}
-		c.mu.Unlock()
-	}
-	return left
 }

@@ -73,9 +73,9 @@ var mutants = []mutant{
 		{"lane/lane.go", "		if l.resolvedBefore.has(r.Position) {\n", "		if r.Position == 0 && l.resolvedBefore.has(r.Position) {\n"}}},
 	// The consumer.
 	{name: "what was not delivered can be acknowledged", want: "I14 I5", edits: []edit{
-		{"engine/consumer.go", "		if !o.lane.Delivered(r.From, r.To) {\n", "		if r.From > r.To && !o.lane.Delivered(r.From, r.To) {\n"}}},
+		{"engine/answers.go", "		if !o.lane.Delivered(r.From, r.To) {\n", "		if r.From > r.To && !o.lane.Delivered(r.From, r.To) {\n"}}},
 	{name: "an acknowledgement under another epoch counts", want: "I14 I5", edits: []edit{
-		{"engine/consumer.go", "	case o != nil && o.told && o.epoch == epoch:\n", "	case o != nil && o.told:\n"}}},
+		{"engine/answers.go", "	case o != nil && o.told && o.epoch == epoch:\n", "	case o != nil && o.told:\n"}}},
 	{name: "credit is not spent", want: "I7", edits: []edit{
 		{"engine/owned.go", "		c.credit.spend(len(out), size)\n", ""}}},
 	{name: "the limit of all partitions is ignored", want: "I7", edits: []edit{
@@ -99,7 +99,7 @@ var mutants = []mutant{
 	{name: "new partitions are opened before the old ones are drained", want: "I12", edits: []edit{
 		{"group/machine.go", "; !o.rec.Drained {\n", "; !o.rec.Drained && topic == \"\" {\n"}}},
 	{name: "a partition counts as drained too early", want: "I12", edits: []edit{
-		{"engine/topics.go", "closed && (o.committed >= end ||", "closed && (o.lane.ReadTo() >= end ||"}}},
+		{"engine/follow.go", "closed && (o.committed >= end ||", "closed && (o.lane.ReadTo() >= end ||"}}},
 	{name: "a reset moves another group", want: "I13", edits: []edit{
 		{"engine/admin.go", "e.ask(ctx, groupName, Part{Topic: topic, ID: id}, func(o *order) { o.Seek = &to })", "e.ask(ctx, \"h\", Part{Topic: topic, ID: id}, func(o *order) { o.Seek = &to })"}}},
 	// The group.
