@@ -25,7 +25,8 @@ func MySQL(tb testing.TB, settings ...string) *SQL {
 	s := newSQL(tb, "mysql")
 	data := filepath.Join(s.dir, "data")
 	small := []string{"--innodb-log-file-size=8M", "--innodb-buffer-pool-size=16M", "--innodb-data-file-path=ibdata1:8M:autoextend"}
-	s.run(tb, exec.Command(install, append([]string{"--no-defaults", "--datadir=" + data, "--skip-test-db", "--skip-name-resolve",
+	// A server that starts clears what it takes for leftovers in its tmpdir, also what another is using.
+	s.run(tb, exec.Command(install, append([]string{"--no-defaults", "--datadir=" + data, "--tmpdir=" + s.dir, "--skip-test-db", "--skip-name-resolve",
 		"--auth-root-authentication-method=normal"}, small...)...))
 	first := filepath.Join(s.dir, "first.sql") // a statement per line, run before anybody is let in
 	password := strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(SQLPassword)

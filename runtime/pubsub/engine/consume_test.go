@@ -527,6 +527,31 @@ func TestResize(t *testing.T) {
 	}
 }
 
+// TestAppendBehindTheEnd: what a publisher that knows nothing of a resize appends to an old partition is nobody's, and
+// keeps no new partition closed.
+func TestAppendBehindTheEnd(t *testing.T) {
+	b := newBroker(t, 2)
+	e := b.engine()
+	publish(t, e, "t", 1, 0, 1)
+	if _, err := e.ResizeTopic(context.Background(), "t", 3); err != nil {
+		t.Fatal(err)
+	}
+	late := b.hub.PubSub()
+	defer late.Close(context.Background())
+	for id := range int32(2) {
+		r := late.Append(context.Background(), []block.LogRecord{{Message: block.Message{Topic: "t", Data: []byte("77")}, Partition: id}})
+		if r[0].Err != nil {
+			t.Fatal(r[0].Err)
+		}
+	}
+	publish(t, e, "t", 5, 1, 20)
+	a := consume(t, b.engine(), engine.ConsumeOptions{Topics: []string{"t"}}, ackAll)
+	a.wait("all that is somebody's", func() bool { return len(a.got) == 20 })
+	if slices.Contains(values(a.got), 77) {
+		t.Error("a record behind the end of its partition was delivered")
+	}
+}
+
 func TestOptionsThatCannotBe(t *testing.T) {
 	for _, o := range []engine.ConsumeOptions{
 		{Group: "g"},

@@ -85,7 +85,9 @@ func (c *Consumer) drainOld(ctx context.Context, layouts map[string]group.Layout
 				continue
 			}
 			end, closed := c.e.topics.end(o.part)
-			if b := bounds[i]; closed && (o.committed >= end || b.First >= b.Next && o.lane.Idle()) {
+			// Nothing is left before the end; what is behind it is nobody's. Records may have expired unread.
+			b := bounds[i]
+			if closed && (o.committed >= end || o.committed >= b.Next || o.lane.Idle() && (b.First >= b.Next || b.First >= end)) {
 				o.drained = true
 				c.seat.Drained(o.part)
 			}

@@ -99,7 +99,7 @@ var mutants = []mutant{
 	{name: "new partitions are opened before the old ones are drained", want: "I12", edits: []edit{
 		{"group/machine.go", "; !o.rec.Drained {\n", "; !o.rec.Drained && topic == \"\" {\n"}}},
 	{name: "a partition counts as drained too early", want: "I12", edits: []edit{
-		{"engine/follow.go", "closed && (o.committed >= end ||", "closed && (o.lane.ReadTo() >= end ||"}}},
+		{"engine/follow.go", "closed && (o.committed >= end || o.committed >= b.Next ||", "closed && (o.lane.ReadTo() >= end || o.lane.ReadTo() >= b.Next ||"}}},
 	{name: "a reset moves another group", want: "I13", edits: []edit{
 		{"engine/admin.go", "e.ask(ctx, groupName, Part{Topic: topic, ID: id}, func(o *order) { o.Seek = &to })", "e.ask(ctx, \"h\", Part{Topic: topic, ID: id}, func(o *order) { o.Seek = &to })"}}},
 	// The group.
