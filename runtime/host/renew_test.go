@@ -115,6 +115,7 @@ func TestSecretStoresChangeLive(t *testing.T) {
 	}
 	f.put(t, "inner", vaultDoc("inner", "three"))
 	f.after(t, mark, "open far with three")
+	f.after(t, mark, "open near with three")
 	if n := strings.Count(strings.Join(f.all()[mark:], "\n"), "open near with"); n != 1 {
 		t.Errorf("a component was opened %d times, want once", n)
 	}
