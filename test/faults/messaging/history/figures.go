@@ -20,8 +20,8 @@ func (x *index) takeover(v *Verdict) {
 	for _, p := range sorted(held, byPlace) {
 		for i, h := range held[p] {
 			f, limit, why := x.reason(h)
-			if f == nil {
-				continue
+			if f == nil || i+1 < len(held[p]) && held[p][i+1].e.T <= f.T {
+				continue // it had gone over to another before, though the app did not say that it let go
 			}
 			var next *holder
 			for _, n := range held[p][i+1:] {
