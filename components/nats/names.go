@@ -153,15 +153,6 @@ func objectName(name string) string {
 	return string(clean) + "_" + shortHash(name)
 }
 
-// consumerName is the server's name for a group on a topic.
-func consumerName(group, topic string) string {
-	name := objectName(group)
-	if len(name) > 24 {
-		name = name[:24]
-	}
-	return name + "-" + shortHash(group, topic)
-}
-
 // shortHash is 16 characters that differ for different parts.
 func shortHash(parts ...string) string {
 	h := sha256.New()

@@ -119,7 +119,7 @@ func TestObjectNames(t *testing.T) {
 	if objectName("statestore") != "statestore" {
 		t.Errorf("a plain name changes")
 	}
-	if consumerName("a", "b c") == consumerName("a b", "c") {
+	if shortHash("a", "b c") == shortHash("a b", "c") {
 		t.Errorf("group and topic can be confused")
 	}
 }

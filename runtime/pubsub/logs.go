@@ -243,7 +243,11 @@ func putLog(ctx context.Context, e *engine.Engine, msgs []block.Message) []error
 	}
 	entries := make([]engine.Entry, len(msgs))
 	for i := range msgs {
-		entries[i] = engine.Entry{Message: msgs[i], Partition: partitionNumber(msgs[i].Metadata)}
+		partition, err := partitionNumber(msgs[i].Metadata)
+		if err != nil { // nothing is published of a request that is wrong in part
+			return slices.Repeat([]error{err}, len(msgs))
+		}
+		entries[i] = engine.Entry{Message: msgs[i], Partition: partition}
 	}
 	o := engine.PublishOptions{Topic: msgs[0].Topic}
 	if len(msgs) == 1 {
@@ -262,14 +266,18 @@ func putLog(ctx context.Context, e *engine.Engine, msgs []block.Message) []error
 }
 
 // partitionNumber is the partition a publisher asks for; nil when it asks for none.
-func partitionNumber(metadata map[string]string) *int32 {
+func partitionNumber(metadata map[string]string) (*int32, error) {
 	for name, value := range metadata {
-		if strings.EqualFold(name, "partitionNumber") {
-			if n, err := strconv.ParseInt(value, 10, 32); err == nil {
-				id := int32(n)
-				return &id
-			}
+		if !strings.EqualFold(name, "partitionNumber") {
+			continue
 		}
+		n, err := strconv.ParseInt(value, 10, 32)
+		if err != nil || n < 0 {
+			return nil, fault.New("pubsub.Publish", fault.Invalid, "metadata partitionNumber is %q; want the number of a partition, from 0", value).
+				With(fault.BadMetadata).WithSent(fault.SentNever)
+		}
+		id := int32(n)
+		return &id, nil
 	}
-	return nil
+	return nil, nil
 }

@@ -270,6 +270,20 @@ func TestPauseGivesUpItsShare(t *testing.T) {
 	one.await(2)
 }
 
+func TestPublishToNowhere(t *testing.T) {
+	s := open(t, hub(t)(), nil, pubsub.Options{})
+	publish := func(topic, number string) error {
+		return s.Publish(t.Context(), pubsub.PublishRequest{PubSub: "ps", Topic: topic, Data: []byte("x"), Metadata: map[string]string{"partitionNumber": number}})
+	}
+	wantFault(t, publish("orders", "abc"), fault.Invalid, fault.BadMetadata, `"abc"`)
+	wantFault(t, publish("orders", "-1"), fault.Invalid, fault.BadMetadata, "from 0")
+	wantFault(t, publish("orders", "4"), fault.Invalid, engine.NoSuchPartition, "it has 4")
+	wantFault(t, publish("mecha.parked/x", "0"), fault.Denied, fault.ForbiddenTopic, "use another")
+	if err := publish("orders", "3"); err != nil {
+		t.Errorf("a partition that is there: %v", err)
+	}
+}
+
 // told is a native consumer's app.
 type told struct {
 	mu     sync.Mutex

@@ -57,7 +57,7 @@ func (o *ConsumeOptions) complete() error {
 	}
 	for _, t := range o.Topics {
 		if strings.HasPrefix(t, reservedPrefix) {
-			return bad("topic %q: names that begin with %s are for parked messages", t, reservedPrefix).With(fault.NoTopic)
+			return reserved(op, t)
 		}
 	}
 	for _, p := range o.Manual {

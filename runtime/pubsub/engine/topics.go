@@ -53,6 +53,12 @@ const reservedPrefix = "mecha.parked/"
 // parkLog is the topic that takes the parked messages of a group.
 func parkLog(groupName, topic string) string { return reservedPrefix + groupName + "/" + topic }
 
+// reserved refuses a topic that only the engine writes.
+func reserved(op fault.Op, topic string) *fault.Error {
+	return fault.New(op, fault.Denied, "topic %q: names that begin with %s are for parked messages; use another", topic, reservedPrefix).
+		With(fault.ForbiddenTopic).WithSent(fault.SentNever)
+}
+
 func topicKey(topic string) string { return block.LedgerKey("topic", topic) }
 
 // topics follow how the topics of a component are divided.
@@ -222,7 +228,7 @@ func (t *topics) known(ctx context.Context, name string) (l group.Layout, exists
 func (t *topics) make(ctx context.Context, name string) error {
 	const op fault.Op = "pubsub.topics"
 	if strings.HasPrefix(name, reservedPrefix) {
-		return fault.New(op, fault.Invalid, "topic %q: names that begin with %s are for parked messages", name, reservedPrefix).With(fault.NoTopic)
+		return reserved(op, name)
 	}
 	value, err := json.Marshal(topicRecord{Version: topicVersion, Generations: []group.Generation{{Count: int32(max(1, t.log.LogFeatures().Partitions))}}})
 	if err != nil {

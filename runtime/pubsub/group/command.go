@@ -39,12 +39,3 @@ func Ask(ctx context.Context, ledger block.Ledger, group string, p Part, merge f
 		return results[0].Revision, nil
 	}
 }
-
-// Asked reports whether the command of that revision is still to be carried out.
-func Asked(ctx context.Context, ledger block.Ledger, group string, p Part, revision uint64) (bool, error) {
-	e, err := ledger.LedgerGet(ctx, commandKey(group, p))
-	if err != nil {
-		return false, fault.Wrap(opAsk, fault.Unavailable, err)
-	}
-	return e.Revision == revision, nil
-}

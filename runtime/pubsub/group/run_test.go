@@ -214,11 +214,11 @@ func TestCommands(t *testing.T) {
 			return rev
 		}
 		pending := func(rev uint64) bool {
-			is, err := Asked(t.Context(), b.ledger.wire(), "g", x, rev)
+			e, err := b.ledger.wire().LedgerGet(t.Context(), commandKey("g", x))
 			if err != nil {
 				t.Fatal(err)
 			}
-			return is
+			return e.Revision == rev
 		}
 		rev := ask("one ") // nobody is there
 		p.obey = false

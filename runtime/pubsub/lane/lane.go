@@ -388,15 +388,6 @@ func (l *Lane) Tried(position uint64, more int) {
 	}
 }
 
-// GiveBack takes everything back that is at the app: it will be delivered again, at once. It is for an
-// app that is gone.
-func (l *Lane) GiveBack() {
-	for e := l.out.first(); e != nil; e = l.out.first() {
-		l.leaveApp(e)
-		l.held.push(e)
-	}
-}
-
 func (l *Lane) leaveApp(e *entry) {
 	l.out.remove(e)
 	l.outBytes -= e.payload()

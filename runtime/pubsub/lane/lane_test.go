@@ -413,17 +413,6 @@ func TestHandlerTimeout(t *testing.T) {
 	}
 }
 
-func TestGiveBack(t *testing.T) {
-	b := start(t, options())
-	b.add("a", "b", "a")
-	b.next()
-	b.l.GiveBack()
-	if n, bytes := b.l.InFlight(); n != 0 || bytes != 0 {
-		t.Errorf("%d messages, %d bytes at the app", n, bytes)
-	}
-	b.want("again, in order", b.next(), "a0#2", "b1#2")
-}
-
 func TestStaleAnswersChangeNothing(t *testing.T) {
 	b := start(t, options())
 	b.add("a", "a")
